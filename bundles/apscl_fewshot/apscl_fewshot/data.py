@@ -1,0 +1,309 @@
+"""Which scans train, which support and which are segmented; volumes as stacks of slices; training episodes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from torch.utils.data import Dataset
+
+from common.data import DataError, check_dataset, read_dataset
+
+from .sample import generate_sample_data
+from .superpixels import Superpixels
+
+logger = logging.getLogger(__name__)
+PAIRINGS = ("same_part", "cross_scan", "adjacent", "any")
+FOLDS = 5
+
+
+def read_datalist(
+    dataset_dir: str, bundle_root: str, fold: int = 0, support: str = "next_scan", novel_labels: Sequence[int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Read, check and split a data set; the sample data is generated when ``dataset_dir`` is its place and is empty.
+
+    ``validation`` of dataset.json, where there is one, holds the queries; the supports are the scans of the data set in
+    the folder ``support``, where there is one, or else the first training scan. Otherwise the queries are fold ``fold`` of ``folds`` (default: five contiguous blocks of the sorted
+    cases) and the supports come from the scans after it; queries and supports are not trained on.
+
+    Args:
+        support: ``next_scan`` (the scan after the fold, as SSL-ALPNet), ``first`` or ``last`` of the other scans, a case
+            id, or a number N as text: the first scan of each of the next N folds, for the spread over supports.
+        novel_labels: ids never trained on and validated on; default the highest id.
+
+    Returns:
+        ``training`` and ``validation`` (each query names its ``support`` scans), ``labels`` (id to name) and
+        ``novel_labels``.
+
+    Raises:
+        DataError: anything wrong with the data set, the fold, the support or the labels; all bad cases at once.
+    """
+    directory = Path(dataset_dir)
+    if directory.resolve() == (Path(bundle_root) / "sample_data").resolve() and not directory.exists():
+        logger.info("generating sample data in %s", directory)
+        generate_sample_data(directory)
+    dataset = read_dataset(directory)
+    check_dataset(dataset)
+    novel = [max(dataset.labels)] if novel_labels is None else [int(label) for label in novel_labels]
+    unknown = [label for label in novel if label not in dataset.labels]
+    if unknown:
+        raise DataError(f"novel_labels {unknown} are not labels of {directory}; it has {dataset.labels}.")
+    training, queries, supports = split_scans(dataset, fold, support)
+    queries = [{**item, "support": supports, "novel_labels": novel} for item in queries]
+    return {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": novel}
+
+
+class QueryDataset(Dataset):
+    """Query scans to be segmented, each with its support scans: what validation and evaluation run on.
+
+    Items of ``data`` may name their ``support`` items and ``novel_labels``; without them (a list of images and labels
+    alone, as MONAI Label hands over) the first scan of the list supports the others, and the highest id is the class.
+
+    Args:
+        transform: deterministic; the image comes out at the network's size, the label at the scan's own.
+        names: label id to name.
+    """
+
+    def __init__(self, data: Sequence[dict], transform: Callable, names: dict[int, str] | None = None) -> None:
+        self.queries = list(data)
+        if self.queries and "support" not in self.queries[0]:
+            rest = self.queries[1:] or self.queries
+            self.queries = [{**item, "support": self.queries[:1]} for item in rest]
+        self.transform = transform
+        self.names = names or {}
+        self._scans: dict[str, dict] = {}
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.queries[index]
+        scan = self._scan(item)
+        novel = item.get("novel_labels") or [int(self._scan(item["support"][0])["label"].max())]
+        names = {label: self.names.get(label, f"label {label}") for label in novel}
+        supports = [self._scan(support) for support in item["support"]]
+        return {**scan, "support": supports, "novel_labels": list(novel), "names": names}
+
+    def _scan(self, item: dict) -> dict[str, Any]:
+        """A transformed scan; every scan is read once."""
+        key = str(item["image"])
+        if key not in self._scans:
+            self._scans[key] = load_scan(item, self.transform)
+        return self._scans[key]
+
+
+def load_scan(item: dict, transform: Callable) -> dict[str, Any]:
+    """``image`` (D, 1, H, W) at the network's size; ``label`` (D, H', W') and ``native`` (H', W', D) at the scan's own."""
+    done = transform({"image": item["image"], "label": item["label"]})
+    label = done["label"]
+    return {
+        "image": slices(done["image"]),
+        "label": slices(label)[:, 0].to(torch.uint8),
+        "native": torch.as_tensor(done["native"] if "native" in done else label).as_subclass(torch.Tensor)[0],
+        "affine": np.asarray(label.affine),
+        "spacing": [float(step) for step in label.pixdim],
+        "case": _name(item),
+    }
+
+
+def only_item(batch: list) -> Any:
+    """Collate for whole scans, which come one at a time."""
+    return batch[0]
+
+
+def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list[dict], list[dict]]:
+    """Training scans, query scans and support scans of one fold (see :func:`read_datalist`)."""
+    if dataset.validation:
+        folder = dataset.directory / "support"
+        supports = read_dataset(folder).training if folder.is_dir() else dataset.training[:1]
+        training = [item for item in dataset.training if item not in supports]
+        return training, list(dataset.validation), supports
+    scans = {item["case"]: item for item in sorted(dataset.training, key=lambda item: item["case"])}
+    folds = dataset.folds or [list(block) for block in np.array_split(np.array(list(scans)), min(FOLDS, len(scans)))]
+    if not 0 <= fold < len(folds) or len(scans) < 3:
+        raise DataError(
+            f"{dataset.directory}: {len(scans)} labelled scans and {len(folds)} folds; asked for fold {fold}. Few-shot "
+            "training needs a query, a support and at least one scan to train on: add scans, or a `validation` list."
+        )
+    folds = [[str(case) for case in block] for block in folds]
+    others = [case for case in scans if case not in folds[fold]]
+    chosen = _choose_supports(folds, fold, others, support)
+    training = [scans[case] for case in others if case not in chosen]
+    return training, [scans[case] for case in folds[fold]], [scans[case] for case in chosen]
+
+
+def _choose_supports(folds: list[list[str]], fold: int, others: list[str], support: str) -> list[str]:
+    if support == "next_scan":
+        return [next((case for case in others if case > folds[fold][-1]), others[0])]
+    if support in ("first", "last"):
+        return [others[0] if support == "first" else others[-1]]
+    if support.isdigit():
+        return [folds[(fold + step) % len(folds)][0] for step in range(1, min(int(support), len(folds) - 1) + 1)]
+    if support in others:
+        return [support]
+    raise DataError(
+        f"support {support!r}: expected next_scan, first, last, a number, or one of the cases outside fold {fold}: {others}."
+    )
+
+
+def slices(volume: torch.Tensor) -> torch.Tensor:
+    """``(1, H, W, D)`` to a contiguous stack of slices ``(D, 1, H, W)``; a view would slow interpolation eightfold."""
+    return torch.as_tensor(volume).as_subclass(torch.Tensor).permute(3, 0, 1, 2).contiguous()
+
+
+def part_of(z: np.ndarray | int, first: int, last: int, parts: int = 3) -> Any:
+    """The part 0..parts-1 of slice ``z`` in an organ that reaches from ``first`` to ``last`` (SSL-ALPNet's protocol)."""
+    return np.clip((np.asarray(z) - first) * parts // max(last - first, 1), 0, parts - 1)
+
+
+class EpisodeDataset(Dataset):
+    """Training episodes: ``shots`` support slices with masks and one query slice of one class.
+
+    An episode is a base class (masks of the data, the novel labels being background: "setting 1") or, with probability
+    ``superpixel_share``, a superpixel of one slice seen under two augmentations. Item ``index`` of epoch ``epoch`` is a
+    function of (seed, epoch, index) alone, so that workers, order and resuming do not change it.
+
+    Source: Huang et al., ACM MM 2024, section 4.1 (episodes of the base classes); superpixel episodes after Ouyang et
+    al., ECCV 2020. The pairing of slices is not printed.
+
+    Args:
+        data: items with ``image`` and ``label`` paths.
+        transform: deterministic transforms, from paths to ``(1, H, W, D)`` image and label.
+        novel_labels: ids left out; null leaves out the highest id found.
+        episodes: length of an epoch.
+        pairing: support and query slices from the same third of the organ in two scans (``same_part``), from two scans,
+            from adjacent slices of one scan, or any two slices.
+        min_fg: foreground pixels a slice needs to be drawn.
+        setting: 2 leaves out every slice that shows a novel label.
+        augmentation: random dictionary transform of ``image`` and ``mask`` ``(1, H, W)``, applied to each slice.
+        flip: mirror support and query together, half of the time.
+        superpixels: null trains on base classes alone.
+
+    Raises:
+        DataError: nothing to draw episodes from.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        transform: Callable,
+        novel_labels: Sequence[int] | None = None,
+        episodes: int = 100,
+        shots: int = 1,
+        pairing: str = "same_part",
+        min_fg: int = 100,
+        setting: int = 1,
+        augmentation: Callable | None = None,
+        flip: bool = False,
+        superpixels: Superpixels | None = None,
+        superpixel_share: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        if pairing not in PAIRINGS or setting not in (1, 2):
+            raise ValueError(f"pairing must be one of {PAIRINGS}, setting 1 or 2; got {pairing!r}, {setting!r}.")
+        self.scans = [
+            {"image": slices(item["image"]), "label": slices(item["label"])[:, 0].to(torch.uint8), "case": _name(source)}
+            for item, source in zip(CacheDataset(data, transform, num_workers=1), data)
+        ]
+        self.episodes, self.shots, self.pairing, self.seed, self.epoch = episodes, shots, pairing, seed, 0
+        self.augmentation, self.flip = augmentation, flip
+        self.superpixels, self.superpixel_share = superpixels, superpixel_share if superpixels is not None else 0.0
+        found = sorted({int(label) for scan in self.scans for label in scan["label"].unique()} - {0})
+        self.novel_labels = list(novel_labels) if novel_labels is not None else found[-1:]
+        self.table = {
+            label: rows
+            for label in found
+            if label not in self.novel_labels and len(rows := self._slices_with(label, min_fg, setting)) > shots
+        }
+        if superpixels is not None:
+            superpixels.fit(self.scans)
+        if not self.table and not self.superpixel_share:
+            raise DataError(
+                f"no class to train on: labels {found} without the novel ones {self.novel_labels} leave nothing with more "
+                f"than {shots} slices of {min_fg} pixels. Name fewer novel_labels, lower min_fg, or use superpixels."
+            )
+
+    def _slices_with(self, label: int, min_fg: int, setting: int) -> list[tuple[int, int, int]]:
+        """(scan, slice, part) of every slice that shows enough of a label."""
+        rows = []
+        for index, scan in enumerate(self.scans):
+            area = (scan["label"] == label).sum((1, 2)).numpy()
+            if not area.any():
+                continue
+            inside = np.flatnonzero(area)
+            for z in np.flatnonzero(area >= min_fg):
+                novel = setting == 2 and bool(np.isin(scan["label"][z].numpy(), self.novel_labels).any())
+                if not novel:
+                    rows.append((index, int(z), int(part_of(z, inside[0], inside[-1]))))
+        return rows
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.episodes
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        if not self.table or rng.random() < self.superpixel_share:
+            label, pairs, names = 0, *self._superpixel_episode(rng)
+        else:
+            label = int(rng.choice(list(self.table)))
+            rows = self._draw(self.table[label], rng)
+            pairs = [(self.scans[s]["image"][z], (self.scans[s]["label"][z] == label)[None].float()) for s, z, _ in rows]
+            names = [f"{self.scans[s]['case']}[{z}]" for s, z, _ in rows]
+        pairs = [self._augment(image, mask, rng) for image, mask in pairs]
+        if self.flip and rng.random() < 0.5:
+            pairs = [(image.flip(1), mask.flip(1)) for image, mask in pairs]  # axis 1 of (1, H, W) is left-right
+        return {
+            "support": torch.stack([image for image, _ in pairs[:-1]]),
+            "support_mask": torch.stack([mask for _, mask in pairs[:-1]]),
+            "query": pairs[-1][0],
+            "query_mask": pairs[-1][1],
+            "label": label,
+            "case": " ".join(names),
+        }
+
+    def _draw(self, rows: list[tuple[int, int, int]], rng: np.random.Generator) -> list[tuple[int, int, int]]:
+        """``shots`` support rows and a query row, the query last."""
+        query = rows[rng.integers(len(rows))]
+        rest = [row for row in rows if row != query]
+        other = [row for row in rest if row[0] != query[0]]
+        candidates = {
+            "any": rest,
+            "cross_scan": other,
+            "same_part": [row for row in other if row[2] == query[2]],
+            "adjacent": [row for row in rest if row[0] == query[0] and abs(row[1] - query[1]) == 1],
+        }[self.pairing]
+        # too few of the wanted kind: other scans, then anything but the query itself
+        for more in (other, rest):
+            if len(candidates) < self.shots:
+                candidates = more
+        chosen = rng.choice(len(candidates), self.shots, replace=False)
+        return [candidates[i] for i in chosen] + [query]
+
+    def _superpixel_episode(self, rng: np.random.Generator) -> tuple[list, list[str]]:
+        scan, z, mask = self.superpixels.draw(rng)
+        image = self.scans[scan]["image"][z]
+        return [(image, mask)] * (self.shots + 1), [f"{self.scans[scan]['case']}[{z}]"] * (self.shots + 1)
+
+    def _augment(self, image: torch.Tensor, mask: torch.Tensor, rng: np.random.Generator) -> tuple:
+        """One random view; drawn again while the mask has left the image, then given up: no episode is empty."""
+        if self.augmentation is None:
+            return image, mask
+        for _ in range(10):
+            self.augmentation.set_random_state(seed=int(rng.integers(2**31)))
+            view = self.augmentation({"image": image, "mask": mask})
+            moved = torch.as_tensor(view["mask"]).as_subclass(torch.Tensor)
+            if moved.any():
+                return torch.as_tensor(view["image"]).as_subclass(torch.Tensor), moved
+        return image, mask
+
+
+def _name(item: dict) -> str:
+    return str(item.get("case") or Path(str(item["image"])).name.split(".nii")[0])

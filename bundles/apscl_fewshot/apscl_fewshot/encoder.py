@@ -1,0 +1,166 @@
+"""The image encoder (a dilated ResNet with a 1x1 projection) and the light encoder for labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.networks.nets.resnet import ResNet
+from torch import nn
+
+from common.engine.checkpoint import load_checkpoint
+
+LAYERS = {
+    "resnet18": ("basic", [2, 2, 2, 2]),
+    "resnet34": ("basic", [3, 4, 6, 3]),
+    "resnet50": ("bottleneck", [3, 4, 6, 3]),
+    "resnet101": ("bottleneck", [3, 4, 23, 3]),
+}
+
+
+class ResNetEncoder(nn.Module):
+    """ResNet with dilation instead of stride in its last stages, and a bias-free 1x1 convolution to ``feat_dim``.
+
+    Source: the encoder of Huang et al., ACM MM 2024, section 4.2, i.e. the backbone of torchvision's DeepLabV3 as used by
+    SSL-ALPNet. Built from MONAI's ResNet, whose state dict (``body.*``) has torchvision's names and shapes, so that
+    torchvision's ImageNet or COCO weights load. Departures: ``width`` and ``norm`` for small runs from a random start.
+
+    Args:
+        name: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
+        in_channels: 3 for torchvision's weights (a grey image is repeated), 1 for a grey network.
+        feat_dim: channels A of the result; signed (no norm, no activation).
+        width: channels of the first stage; 64 is torchvision's.
+        norm: ``batch`` or ``group`` (8 groups; the same in training and evaluation, for steps of one or two images).
+        output_stride: 8, 16 or 32.
+        weights: path of a torchvision or DeepLabV3 state dict, or null.
+        freeze_bn: keep batch-norm statistics and affine parameters fixed.
+
+    Shape:
+        ``(B, C, H, W)`` to ``(B, A, H / output_stride, W / output_stride)``.
+
+    Raises:
+        ValueError: unknown name, norm or stride, or weights of another depth or width (all misfits named).
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet101",
+        in_channels: int = 3,
+        feat_dim: int = 256,
+        width: int = 64,
+        norm: str = "batch",
+        output_stride: int = 8,
+        weights: str | None = None,
+        freeze_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        if name not in LAYERS or norm not in ("batch", "group") or output_stride not in (8, 16, 32):
+            raise ValueError(
+                f"name must be one of {sorted(LAYERS)}, norm batch or group, output_stride 8, 16 or 32; "
+                f"got {name!r}, {norm!r}, {output_stride}."
+            )
+        block, layers = LAYERS[name]
+        self.body = ResNet(
+            block, layers, [width, width * 2, width * 4, width * 8], spatial_dims=2, n_input_channels=in_channels,
+            conv1_t_size=7, conv1_t_stride=2, shortcut_type="B", feed_forward=False, bias_downsample=False,
+        )  # fmt: skip
+        _dilate(self.body, output_stride)
+        if norm == "group":
+            _use_group_norm(self.body)
+        expansion = 1 if block == "basic" else 4
+        self.projection = nn.Conv2d(width * 8 * expansion, feat_dim, 1, bias=False)
+        self.in_channels = in_channels
+        self.feat_dim = feat_dim
+        self.output_stride = output_stride
+        self.freeze_bn = freeze_bn
+        if weights is not None:
+            load_torchvision_weights(self.body, weights, name)
+        if freeze_bn:
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ResNetEncoder:
+        super().train(mode)
+        if self.freeze_bn:
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if image.shape[1] == 1 and self.in_channels > 1:
+            image = image.expand(-1, self.in_channels, -1, -1)
+        x = self.body.maxpool(self.body.act(self.body.bn1(self.body.conv1(image))))
+        x = self.body.layer4(self.body.layer3(self.body.layer2(self.body.layer1(x))))
+        return self.projection(x)
+
+
+class LightEncoder(nn.Module):
+    """A stack of strided 3x3 convolutions from a mask to the size of the image features; under 1 M parameters.
+
+    The paper's label encoder has the image encoder's structure; this one halves the cost of a training step and, like
+    it, is absent at inference.
+
+    Shape:
+        ``(B, 1, H, W)`` to ``(B, A, H / 8, W / 8)``.
+    """
+
+    def __init__(self, feat_dim: int = 256, channels: tuple[int, int] = (16, 32)) -> None:
+        super().__init__()
+        widths = [1, *channels, feat_dim]
+        steps: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:]):
+            groups = 8 if after % 8 == 0 else 1
+            steps += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(groups, after), nn.ReLU(inplace=True)]
+        self.steps = nn.Sequential(*steps[:-1])
+
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
+        return self.steps(mask)
+
+
+def load_torchvision_weights(body: nn.Module, path: str | Path, name: str) -> None:
+    """Load a torchvision ResNet or DeepLabV3 state dict; heads are dropped, anything else must fit exactly."""
+    state = load_checkpoint(path)
+    if any(key.startswith("backbone.") for key in state):
+        state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    state = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier.", "aux_classifier."))}
+    own = body.state_dict()
+    # a grey network takes the sum over the colour channels: a grey image repeated three times gives the same response
+    if "conv1.weight" in state and own["conv1.weight"].shape[1] == 1 and state["conv1.weight"].shape[1] == 3:
+        state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
+    wrong = [f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong += [f"{key} is not part of {name}" for key in state if key not in own]
+    wrong += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if wrong:
+        shown = "\n  ".join(wrong[:8] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else []))
+        raise ValueError(f"{path} does not hold the weights of a {name}; use the checkpoint of that depth:\n  {shown}")
+    body.load_state_dict(state, strict=False)
+
+
+def _dilate(body: ResNet, output_stride: int) -> None:
+    """Trade stride for dilation: layer4 at stride 16, layer3 and layer4 at stride 8, as torchvision does."""
+    dilation = 1
+    for stage, replaced in ((body.layer3, output_stride < 16), (body.layer4, output_stride < 32)):
+        before = dilation
+        dilation *= 2 if replaced else 1
+        for index, block in enumerate(stage):
+            for conv in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
+                if replaced and index == 0:
+                    conv.stride = (1, 1)
+                if conv.kernel_size == (3, 3):
+                    step = before if index == 0 else dilation
+                    conv.dilation = conv.padding = (step, step)
+
+
+def _use_group_norm(module: nn.Module) -> None:
+    """Swap every batch norm for a group norm: MONAI's ResNet hands its ``norm`` argument to the stem alone."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(8, child.num_features))
+        else:
+            _use_group_norm(child)

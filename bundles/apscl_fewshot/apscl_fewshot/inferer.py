@@ -1,0 +1,162 @@
+"""Inference: a network that carries its annotated scans, and maps of how sure it is."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import SliceInferer
+from torch import nn
+
+from common.data import DataError, check_dataset, read_dataset
+
+from .data import load_scan
+from .network import FewShotNetwork
+from .protocol import SupportBank, slice_key
+from .sample import generate_sample_data
+
+logger = logging.getLogger(__name__)
+SPACING_TOLERANCE = 0.1
+
+
+class Support:
+    """The annotated scans that an inference starts from: K scans and the N classes to segment.
+
+    Args:
+        support_dir: a data set whose ``training`` scans are the support; the sample data's is generated when missing.
+        transform: deterministic transforms of ``image`` and ``label``, as in validation.
+        labels: class ids to segment; null takes every label of the data set.
+        parts: support slices per scan and class.
+        sample_dir: where the sample data belongs.
+
+    Raises:
+        DataError: a class the support does not name or does not show, or scans whose spacing differs by more than a
+            tenth; all of them in one error.
+    """
+
+    def __init__(
+        self, support_dir: str, transform: Callable, labels: Sequence[int] | None = None, parts: int = 3,
+        sample_dir: str | None = None,
+    ) -> None:  # fmt: skip
+        if sample_dir is not None and Path(support_dir) == Path(sample_dir) / "support" and not Path(sample_dir).exists():
+            logger.info("generating sample data in %s", sample_dir)
+            generate_sample_data(sample_dir)
+        dataset = read_dataset(support_dir)
+        check_dataset(dataset)
+        self.labels = sorted(dataset.labels) if labels is None else [int(label) for label in labels]
+        unknown = [label for label in self.labels if label not in dataset.labels]
+        if unknown:
+            raise DataError(f"the support {support_dir} has no label {unknown}; it has {dataset.labels}.")
+        self.names = {label: dataset.labels[label] for label in self.labels}
+        self.scans = [load_scan(item, transform) for item in dataset.training]
+        self.parts = parts
+        _refuse_mixed_spacing(self.scans)
+
+
+def _refuse_mixed_spacing(scans: list[dict[str, Any]]) -> None:
+    """Scans are compared on one pixel grid, so that pixels of another size show the same organ at another scale."""
+    first = np.array(scans[0]["spacing"][:2])
+    wrong = [
+        f"{scan['case']}: expected about {first.round(3).tolist()} mm in the plane, as {scans[0]['case']} has; "
+        f"found {np.round(scan['spacing'][:2], 3).tolist()} mm"
+        for scan in scans[1:]
+        if (np.abs(np.array(scan["spacing"][:2]) / first - 1) > SPACING_TOLERANCE).any()
+    ]
+    if wrong:
+        raise DataError("support scans differ in spacing; resample them to one spacing:\n  " + "\n  ".join(wrong))
+
+
+class SupportedNetwork(FewShotNetwork):
+    """The deployment form: a few-shot network with its support bank in buffers, from one image to logits.
+
+    The bank is made from ``support`` when the network is built and again whenever weights are loaded; it is not part of
+    the state dict, which is that of training. A slice takes, for every class, the support slice it looks most like.
+    Scriptable: the bank then travels inside the TorchScript file.
+
+    Args:
+        support: the annotated scans; null needs the buffers to come from elsewhere.
+
+    Shape:
+        ``(B, C, H, W)`` to logits ``(B, 1 + N, H, W)``: zero for the background, log-odds of each class.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, head: nn.Module, prior: nn.Module | None = None, support: Support | None = None
+    ) -> None:
+        super().__init__(encoder, head, prior)
+        self.support = support
+        if support is not None:
+            self.refresh()
+            self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+
+    def refresh(self) -> None:
+        """Encode the support anew with the present weights."""
+        training = self.training
+        self.eval()
+        bank = SupportBank(self, self.support.scans, self.support.labels, self.support.parts)
+        self.train(training)
+        for name in bank.codes[bank.labels[0]][0]:
+            stacked = torch.stack([torch.stack([code[name] for code in bank.codes[label]]) for label in bank.labels])
+            self.register_buffer(f"bank_{name}", stacked, persistent=False)
+        keys = torch.stack([torch.stack(bank.keys[label]) for label in bank.labels])
+        self.register_buffer("bank_keys", keys, persistent=False)
+
+    def forward(self, image: torch.Tensor, sample: bool = False) -> torch.Tensor:
+        features = self.embed(image, sample)
+        key = slice_key(features)
+        size = [image.shape[2], image.shape[3]]
+        every = torch.arange(image.shape[0], device=image.device)
+        logits = [torch.zeros_like(image[:, 0], dtype=torch.float32)]
+        for n in range(self.bank_keys.shape[0]):
+            odds = []
+            for p in range(self.bank_keys.shape[1]):
+                code = {
+                    "prototypes": self.bank_prototypes[n, p], "guide": self.bank_guide[n, p], "mask": self.bank_mask[n, p]
+                }  # fmt: skip
+                pair = self.decode(features, code, size)
+                odds.append(pair[:, 1] - pair[:, 0])
+            part = (key @ self.bank_keys[n].t()).argmax(dim=1)
+            logits.append(torch.stack(odds)[part, every])
+        return torch.stack(logits, dim=1)
+
+
+class UncertaintyInferer(SliceInferer):
+    """Predictive entropy in nats over draws of the anatomical latent, slice by slice.
+
+    .. math:: H\\Big[\\tfrac1S \\sum_s \\mathrm{softmax}(\\ell(x, z_s))\\Big], \\quad z_s \\sim P(z | x)
+
+    Args:
+        num_samples: S; every draw costs a pass.
+        kwargs: as :class:`monai.inferers.SliceInferer`.
+
+    Shape:
+        ``(1, C, H, W, D)`` to ``(1, 1, H, W, D)``.
+    """
+
+    def __init__(self, num_samples: int = 16, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_samples = num_samples
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        mean: torch.Tensor | None = None
+        for _ in range(self.num_samples):
+            drawn = super().__call__(inputs, network, True, *args, **kwargs).softmax(1) / self.num_samples
+            mean = drawn if mean is None else mean + drawn
+        return -(mean * mean.clamp(min=1e-12).log()).sum(1, keepdim=True)
+
+
+def warn_of_other_range(scans: Sequence[dict[str, Any]], image: np.ndarray, case: str) -> None:
+    """Warn when a query's raw values span quite another range than the support's: another modality, most likely."""
+    low, high = np.percentile(np.concatenate([scan["native"].numpy().ravel()[::97] for scan in scans]), (1, 99))
+    query_low, query_high = np.percentile(np.asarray(image).ravel()[::97], (1, 99))
+    if not 0.2 < (query_high - query_low) / max(high - low, 1e-6) < 5 or query_low < low - (high - low):
+        warnings.warn(
+            f"{case}: values from {query_low:.4g} to {query_high:.4g}, the support's from {low:.4g} to {high:.4g}. A "
+            "support of another modality teaches little; use a support scan of the same kind.",
+            stacklevel=2,
+        )

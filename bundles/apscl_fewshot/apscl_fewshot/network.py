@@ -1,0 +1,102 @@
+"""The network that is deployed: encoder, anatomical latent with feature enhancement (FEM), and a decoding head (MGD)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .heads import Code
+from .latent import sample_latent
+
+LATENTS = ("prior", "posterior", "mix")
+
+
+class AnatomicalPrior(nn.Module):
+    """The latent of an image and the feature enhancement (FEM) it drives.
+
+    Source: Huang et al., ACM MM 2024, section 3.3. Departures: ``latent_for_fem`` in training is the image's latent as
+    printed (``prior``), the mask's (``posterior``), or either by chance (``mix``).
+    """
+
+    def __init__(self, prior: nn.Module, enhancement: nn.Module, latent_for_fem: str = "prior") -> None:
+        super().__init__()
+        if latent_for_fem not in LATENTS:
+            raise ValueError(f"latent_for_fem must be one of {LATENTS}, got {latent_for_fem!r}.")
+        self.prior = prior
+        self.enhancement = enhancement
+        self.latent_for_fem = latent_for_fem
+
+    def forward(
+        self, features: torch.Tensor, sample: bool = False, label_latent: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Enhanced features, and the prior's mean and log-variance.
+
+        The latent is the prior's mean, or a draw of it; ``label_latent`` (training) may take its place.
+        """
+        mean, logvar = self.prior(features)
+        latent = sample_latent(mean, logvar) if sample else mean
+        if label_latent is not None and self.latent_for_fem == "posterior":
+            latent = label_latent
+        elif label_latent is not None and self.latent_for_fem == "mix":
+            coin = torch.rand(latent.shape[0], 1, device=latent.device) < 0.5
+            latent = torch.where(coin, label_latent, latent)
+        return self.enhancement(features, latent), mean, logvar
+
+
+class FewShotNetwork(nn.Module):
+    """Encoder and head, with APSCL's anatomical prior and spatial similarity where they are given.
+
+    What is deployed of the paper's figure 2; what only training needs (label branch, SIM) belongs to the objective.
+    Without ``prior`` it is the common body of the baselines (a PANet, ALPNet or ADNet head).
+
+    Args:
+        encoder: image to features ``(B, A, h, w)``.
+        head: see :mod:`apscl_fewshot.heads`.
+        prior: :class:`AnatomicalPrior` or null.
+
+    Shape:
+        support ``(B, S, C, H, W)``, support masks ``(B, S, 1, H, W)``, query ``(B, C, H, W)``; logits ``(B, 2, H, W)``
+        for background and foreground.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, prior: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.prior = prior
+
+    def embed(self, images: torch.Tensor, sample: bool = False) -> torch.Tensor:
+        """Features ``(B, A, h, w)`` of images ``(B, C, H, W)``: the costly part, shared by classes, shots and parts."""
+        features = self.encoder(images)
+        if self.prior is not None:
+            features = self.prior(features, sample)[0]
+        return features
+
+    def condition(self, features: torch.Tensor, masks: torch.Tensor) -> Code:
+        return self.head.condition(features, masks)
+
+    def decode(self, features: torch.Tensor, code: Code, size: list[int]) -> torch.Tensor:
+        logits = self.head.decode(features, code)
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def forward(
+        self,
+        support: torch.Tensor,
+        support_masks: torch.Tensor,
+        query: torch.Tensor,
+        label_latent: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """One episode a batch entry: logits, features of the B*S supports then the B queries, their latents if any."""
+        batch, shots = support.shape[:2]
+        features = self.encoder(torch.cat([support.flatten(0, 1), query]))
+        latents = None
+        if self.prior is not None:
+            features, mean, logvar = self.prior(features, self.training, label_latent)
+            latents = (mean, logvar)
+        supports, queries = features[: batch * shots].unflatten(0, (batch, shots)), features[batch * shots :]
+        size = list(query.shape[2:])
+        logits = [
+            self.decode(queries[i : i + 1], self.condition(supports[i], support_masks[i]), size) for i in range(batch)
+        ]
+        return torch.cat(logits), features, latents

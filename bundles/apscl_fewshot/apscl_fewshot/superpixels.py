@@ -1,0 +1,83 @@
+"""Superpixels of slices as stand-ins for classes: training episodes that need no label."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.segmentation import felzenszwalb
+from tqdm import tqdm
+
+from common.data import DataError
+
+
+class Superpixels:
+    """Felzenszwalb regions of every slice, cached on disk by the slices' content.
+
+    Source: Ouyang et al., "Self-supervision with Superpixels", ECCV 2020; the segmentation is scikit-image's. The slice
+    is scaled to 0..1 first. Regions of ``min_size`` to ``max_size`` pixels brighter than air (a tenth of the scan's
+    intensity range) count: without these bounds half of the episodes are background.
+
+    Args:
+        cache_dir: folder for the regions (one file a scan), or null.
+    """
+
+    def __init__(
+        self, cache_dir: str | None = None, scale: float = 100.0, sigma: float = 0.8, min_size: int = 60, max_size: int = 2500
+    ) -> None:  # fmt: skip
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.settings = {"scale": scale, "sigma": sigma, "min_size": min_size}
+        self.max_size = max_size
+        self.regions: list[np.ndarray] = []
+        self.table: list[tuple[int, int, list[int]]] = []
+
+    def fit(self, scans: Sequence[dict]) -> None:
+        """Find the regions of scans with ``image`` ``(D, 1, H, W)``.
+
+        Raises:
+            DataError: no slice has a region of the size wanted.
+        """
+        bar = tqdm(scans, desc="superpixels", unit="scan", leave=False, disable=None)
+        self.regions = [self._scan_regions(scan["image"][:, 0].numpy()) for scan in bar]
+        self.table = []
+        for index, (scan, regions) in enumerate(zip(scans, self.regions)):
+            volume = scan["image"][:, 0].numpy()
+            air = volume.min() + 0.1 * np.ptp(volume)
+            for z, (image, region) in enumerate(zip(volume, regions)):
+                size = np.bincount(region.ravel())
+                mean = np.bincount(region.ravel(), weights=image.ravel()) / np.maximum(size, 1)
+                fit = (size >= self.settings["min_size"]) & (size <= self.max_size) & (mean > air)
+                if fit.any():
+                    self.table.append((index, z, np.flatnonzero(fit).tolist()))
+        if not self.table:
+            raise DataError(
+                f"no superpixel of {self.settings['min_size']} to {self.max_size} pixels in {len(scans)} scans: "
+                "set superpixel_share to 0, or sizes that suit the images."
+            )
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int, torch.Tensor]:
+        """Scan, slice and mask ``(1, H, W)`` of a random region."""
+        scan, z, ids = self.table[rng.integers(len(self.table))]
+        return scan, z, torch.from_numpy(self.regions[scan][z] == rng.choice(ids))[None].float()
+
+    def _scan_regions(self, volume: np.ndarray) -> np.ndarray:
+        key = hashlib.sha256(repr((volume.shape, sorted(self.settings.items()))).encode() + volume.tobytes()).hexdigest()
+        file = None if self.cache_dir is None else self.cache_dir / f"{key[:32]}.npy"
+        if file is not None and file.is_file():
+            return np.load(file, allow_pickle=False)
+        regions = np.stack([self._slice_regions(image) for image in volume]).astype(np.uint16)
+        if file is not None:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(f".{os.getpid()}.part")
+            with part.open("wb") as stream:
+                np.save(stream, regions, allow_pickle=False)
+            os.replace(part, file)
+        return regions
+
+    def _slice_regions(self, image: np.ndarray) -> np.ndarray:
+        span = np.ptp(image)
+        return felzenszwalb((image - image.min()) / (span if span > 0 else 1.0), **self.settings)

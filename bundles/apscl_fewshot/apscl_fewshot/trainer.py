@@ -1,0 +1,175 @@
+"""Training on episodes (paper section 4.2) and evaluation of whole scans under the protocols of the field."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from common.engine import load_checkpoint
+from common.report import format_table, save_overlay, score_structure, summarise, write_cases_csv
+
+from .protocol import PROTOCOLS, SupportBank, copy_mask, predict
+
+logger = logging.getLogger(__name__)
+
+
+class FewShotTrainer(SupervisedTrainer):
+    """MONAI's supervised trainer whose loss is an :class:`~apscl_fewshot.objective.Objective` over episodes.
+
+    ``engine.state.output`` holds every term of the loss under its name, and ``loss``, their weighted sum. ``amp`` is
+    bfloat16 autocast on any device: it needs no loss scaling, hence no scaler to checkpoint.
+
+    Args:
+        grad_clip: largest norm of the gradient, or null.
+        kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
+    """
+
+    def __init__(self, grad_clip: float | None = None, **kwargs: Any) -> None:
+        super().__init__(decollate=False, **kwargs)
+        self.grad_clip = grad_clip
+
+    def _iteration(self, engine: FewShotTrainer, batchdata: dict[str, Any]) -> dict[str, torch.Tensor]:
+        device = engine.state.device
+        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batchdata.items()}
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=engine.amp):
+            logits, terms = engine.loss_function(engine.network, batch)
+        engine.state.output = {Keys.IMAGE: batch["query"], Keys.LABEL: batch["query_mask"], Keys.PRED: logits, **terms}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        terms["loss"].backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if engine.grad_clip is not None:
+            parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, engine.grad_clip)
+        engine.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+def loss_terms(output: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Every scalar of a trainer's output, for the logging handlers."""
+    scalars = {name: value for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim == 0}
+    return {name: value.item() for name, value in scalars.items()}
+
+
+class FewShotEvaluator(SupervisedEvaluator):
+    """Segments whole query scans from annotated scans, one support scan at a time, and scores them in 3-D.
+
+    An item is a query scan (see :class:`~apscl_fewshot.data.QueryDataset`). ``engine.state.output`` is a list with one
+    entry for every novel label and support scan: binary ``pred`` and ``label`` ``(1, H, W, D)`` and what they are.
+
+    Args:
+        protocols: which of ``parts3``, ``ep2``, ``no_oracle`` to score; the first is the key metric's.
+        shots: support scans in a bank: 1 takes each in turn and shows the spread, 0 puts all in one bank.
+        kwargs: as :class:`monai.engines.SupervisedEvaluator`.
+    """
+
+    def __init__(self, protocols: Sequence[str] = ("parts3", "ep2", "no_oracle"), shots: int = 1, **kwargs: Any) -> None:
+        unknown = [name for name in protocols if name not in PROTOCOLS]
+        if unknown:
+            raise ValueError(f"unknown protocols {unknown}; there are {list(PROTOCOLS)}.")
+        super().__init__(decollate=False, **kwargs)
+        self.protocols = list(protocols)
+        self.shots = shots
+        self.reporting = False
+        self._banks: dict[tuple, SupportBank] = {}
+        self.add_event_handler(Events.STARTED, lambda engine: engine._banks.clear())  # the network has changed
+
+    def _iteration(self, engine: FewShotEvaluator, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
+        engine.network.eval()
+        engine.state.output = []
+        with torch.no_grad(), torch.autocast(engine.state.device.type, torch.bfloat16, enabled=engine.amp):
+            features = engine.network.embed(batchdata["image"].to(engine.state.device))
+            supports = batchdata["support"]
+            banks = [supports] if engine.shots == 0 else [[support] for support in supports]
+            protocols = engine.protocols if engine.reporting else engine.protocols[:1]
+            for scans in banks:
+                for protocol in protocols:
+                    engine.state.output += engine._segment(batchdata, features, scans, protocol)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def _segment(self, query: dict, features: torch.Tensor, scans: list[dict], protocol: str) -> list[dict[str, Any]]:
+        labels, support = query["novel_labels"], "+".join(scan["case"] for scan in scans)
+        parts = PROTOCOLS[protocol]
+        key = (support, tuple(labels), parts)
+        if key not in self._banks:
+            self._banks[key] = SupportBank(self.network, scans, labels, parts)
+        entries = []
+        for label in labels:
+            if protocol == "parts3" and not (query["label"] == label).any():
+                continue  # the protocol needs the organ's extent, and there is none
+            predicted, truth, first = predict(self.network, self._banks[key], features, query["label"], label, protocol)
+            copied = copy_mask(scans[0], query["label"], label, protocol)
+            volumes = {Keys.PRED: predicted, Keys.LABEL: truth, "copy": copied}
+            names = {"case": query["case"], "support": support, "protocol": protocol, "structure": query["names"][label]}
+            entries.append({k: v.permute(1, 2, 0)[None].float() for k, v in volumes.items()} | names | {"first": first})
+        return entries
+
+    def report(self, model_file: str, output_dir: str, pictures: int = 4) -> list[dict[str, Any]]:
+        """Score the saved model under every protocol: ``cases.csv``, ``summary.md`` and overlay pictures in ``output_dir``.
+
+        Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``).
+        """
+        weights = load_checkpoint(model_file)
+        self.network.load_state_dict(weights)
+        rows: list[dict[str, Any]] = []
+        folder = Path(output_dir)
+
+        def collect(engine: FewShotEvaluator) -> None:
+            for entry in engine.state.output:
+                rows.append(entry_row(entry, engine.state.batch))
+                if entry["protocol"] == self.protocols[0] and len(list(folder.glob("overlay_*.png"))) < pictures:
+                    draw_entry(entry, engine.state.batch, rows[-1]["dice"], folder)
+
+        for old in folder.glob("overlay_*.png"):
+            old.unlink()
+        self.reporting = True
+        with self.add_event_handler(Events.ITERATION_COMPLETED, collect):
+            self.run()
+        self.reporting = False
+        write_cases_csv(rows, folder / "cases.csv")
+        table = format_table(summarise(rows, by=("protocol", "structure")))
+        floor = format_floor(rows)
+        (folder / "summary.md").write_text(f"{table}\n\n{floor}\n")
+        logger.info("\n%s\n\n%s\n\ncases: %s\npictures: %s", table, floor, folder / "cases.csv", folder / "overlay_*.png")
+        return rows
+
+
+def entry_row(entry: dict[str, Any], query: dict[str, Any]) -> dict[str, Any]:
+    """One line of the report for one prediction of a :class:`FewShotEvaluator`."""
+    predicted, truth, copied = (entry[key][0].cpu().numpy() > 0 for key in (Keys.PRED, Keys.LABEL, "copy"))
+    names = {key: entry[key] for key in ("case", "support", "protocol", "structure")}
+    copy = score_structure(copied, truth, query["spacing"])["dice"] if truth.any() else float("nan")
+    return {**names, **score_structure(predicted, truth, query["spacing"]), "copy_dice": copy}
+
+
+def draw_entry(entry: dict[str, Any], query: dict[str, Any], dice: float, folder: Path) -> None:
+    name = f"{entry['structure']} of {entry['case']} from {entry['support']} ({entry['protocol']})"
+    file = folder / f"overlay_{entry['case']}_{entry['structure']}_{entry['support']}.png".replace(" ", "_")
+    depth = entry[Keys.PRED].shape[-1]
+    image = query["native"][..., entry["first"] : entry["first"] + depth]
+    masks = [entry[key][0].cpu().numpy().astype(np.uint8) for key in (Keys.LABEL, Keys.PRED)]
+    save_overlay(file, image.numpy(), *masks, {1: entry["structure"]}, query["affine"], name, {entry["structure"]: dice})
+
+
+def format_floor(rows: Sequence[dict[str, Any]]) -> str:
+    """The floor under the table: Dice of the copied support mask, by protocol and structure."""
+    lines = ["| protocol | structure | Dice of the copied support mask |", "|---|---|---|"]
+    for key in dict.fromkeys((row["protocol"], row["structure"]) for row in rows):
+        values = [row["copy_dice"] for row in rows if (row["protocol"], row["structure"]) == key]
+        lines.append(f"| {key[0]} | {key[1]} | {np.nanmean(values):.3f} |")
+    return "\n".join(lines)

@@ -1,0 +1,8 @@
+"""Data sets: read (``dataset``), checked (``check``) and written (``write``)."""
+
+from common.data.check import CaseFacts, check_cases, check_dataset
+from common.data.dataset import DataError, Dataset, read_dataset
+from common.data.write import Case, atomic_folder, write_dataset
+
+__all__ = ["Case", "CaseFacts", "DataError", "Dataset", "atomic_folder", "check_cases", "check_dataset", "read_dataset",
+           "write_dataset"]

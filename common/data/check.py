@@ -1,0 +1,279 @@
+"""The data check that runs before every training and inference: every bad file in one error, before the first epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from tqdm import tqdm
+
+from common.data.dataset import SPLITS, DataError, Dataset, repeated_cases
+
+__all__ = ["CaseFacts", "DataError", "check_cases", "check_dataset", "read_volume"]
+
+MANY_FILES = 20  # a check of more files than these shows a progress bar
+# what gzip, zlib, numpy and nibabel raise on damaged files; their errors have no common root
+DAMAGED = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error, ImageFileError, HeaderDataError,
+           WrapStructError)
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFacts:
+    """What the check saw of one readable case.
+
+    ``label_ids`` is empty for a case without a label; ``digest`` is of the voxels, so a re-compressed copy has it too.
+    """
+
+    case: str
+    image: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    affine: np.ndarray
+    digest: str
+    label_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Rules:
+    labels: dict[int, str]
+    channels: int
+    affine_tolerance: float
+    fill_nonfinite: bool
+    min_slices: int
+
+
+class _Findings:
+    """Collects the lines of the one error and of the one warning."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+    def refuse(self, case: str, file: str, expected: str, found: str, todo: str) -> None:
+        self.errors.append(f"{case}, {file}: expected {expected}, found {found}; {todo}")
+
+    def doubt(self, case: str, file: str, expected: str, found: str, todo: str) -> None:
+        self.warnings.append(f"{case}, {file}: expected {expected}, found {found}; {todo}")
+
+    def report(self, where: str) -> None:
+        if self.warnings:
+            lines = "\n  ".join([f"unusual data in {where}, used as it is:", *self.warnings])
+            warnings.warn(lines, stacklevel=3)  # 3: the caller of check_cases or check_dataset
+        if self.errors:
+            raise DataError.of(self.errors, where)
+
+
+def check_cases(cases: list[dict], labels: dict[int, str], channels: int = 1, affine_tolerance: float = 0.1,
+                fill_nonfinite: bool = False, min_slices: int = 1) -> list[CaseFacts]:
+    """Check images, and labels where a case has one; each file is read once, one case at a time.
+
+    Warns, once for all cases, of constant images, of labels with background only and of filled voxels.
+
+    Args:
+        cases: items ``{"image", "case"}`` with an optional ``"label"``.
+        labels: the label ids allowed besides 0.
+        channels: channels of an image; above 1 it is the length of the file's fourth axis.
+        affine_tolerance: how far apart image and label may place a corner of the volume, in the image's smallest
+            voxel edge.
+        fill_nonfinite: the caller replaces NaN and Inf by finite values: warn with their count instead of refusing.
+        min_slices: the least length of an image's third axis.
+
+    Returns:
+        the facts of each case, in the order of ``cases``.
+
+    Raises:
+        DataError: with one line for each problem of each case.
+    """
+    rules, findings = _Rules(labels, channels, affine_tolerance, fill_nonfinite, min_slices), _Findings()
+    facts = _check_all({"": cases}, rules, findings)
+    findings.report(f"{len(cases)} case{'s' * (len(cases) != 1)}")
+    return facts[""]
+
+
+def check_dataset(dataset: Dataset, channels: int = 1, affine_tolerance: float = 0.1, fill_nonfinite: bool = False,
+                  min_slices: int = 1) -> dict[str, list[CaseFacts]]:
+    """Check all splits as :func:`check_cases` does, and that none shares a case or an image with another split or fold.
+
+    Args:
+        dataset: as read by :func:`common.data.dataset.read_dataset`; the others as in :func:`check_cases`.
+
+    Returns:
+        the facts of each case under the name of its split.
+
+    Raises:
+        DataError: with one line for each problem of each case, and when no case of ``training`` is labelled.
+    """
+    rules, findings = _Rules(dataset.labels, channels, affine_tolerance, fill_nonfinite, min_slices), _Findings()
+    file = dataset.directory / "dataset.json"
+    splits = {split: getattr(dataset, split) for split in SPLITS}
+    if not dataset.training:
+        total = sum(len(items) for items in splits.values())
+        findings.errors.append(f"0 of {total} cases are labelled: `training` is empty in {file}; "
+                               "add images with their labels to it")
+    findings.errors += repeated_cases(splits)
+    facts = _check_all(splits, rules, findings)
+    _check_copies(facts, dataset.folds, findings)
+    findings.report(str(file))
+    return facts
+
+
+def read_volume(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine of a file: the only place that knows file formats.
+
+    Raises:
+        ValueError: the name is not that of a known format. A damaged file raises whatever its reader does.
+    """
+    if not file.endswith((".nii", ".nii.gz")):
+        raise ValueError("the name is not that of a NIfTI file (.nii or .nii.gz)")
+    image = nib.load(file)
+    return np.asanyarray(image.dataobj), image.affine
+
+
+def _check_all(splits: dict[str, list[dict]], rules: _Rules, findings: _Findings) -> dict[str, list[CaseFacts]]:
+    files = sum(1 + ("label" in item) for items in splits.values() for item in items)
+    facts: dict[str, list[CaseFacts]] = {split: [] for split in splits}
+    # disable=None: no bar where the output is not a terminal
+    with tqdm(total=files, desc="checking data", unit="file", disable=None if files > MANY_FILES else True) as bar:
+        for split, items in splits.items():
+            for item in items:
+                seen = _check_image(item, rules, findings)
+                label_ids = _check_label(item, seen, rules, findings) if "label" in item else ()
+                if seen:
+                    facts[split].append(replace(seen, label_ids=label_ids))
+                bar.update(1 + ("label" in item))
+    return facts
+
+
+def _check_copies(facts: dict[str, list[CaseFacts]], folds: list[list[str]], findings: _Findings) -> None:
+    """Refuse the same image under two names in two splits, or in two folds."""
+    fold_of = {case: f"training, fold {i}" for i, fold in enumerate(folds) for case in fold}
+    seen: dict[tuple, tuple[str, CaseFacts]] = {}
+    for split, cases in facts.items():
+        for one in cases:
+            place = fold_of.get(one.case, split) if split == "training" else split
+            other_place, other = seen.setdefault((one.shape, one.digest), (place, one))
+            if other_place != place and other.case != one.case:
+                findings.refuse(one.case, one.image, "an image that is in one split only",
+                                f"the same voxels in {other.case}, {other.image} ({place} and {other_place})",
+                                "remove one of them")
+
+
+def _load(item: dict, key: str, findings: _Findings) -> tuple[np.ndarray, np.ndarray] | None:
+    file = item[key]
+    if not Path(file).is_file():
+        found = "a folder" if Path(file).is_dir() else "no such file"
+        findings.refuse(item["case"], file, f"the {key}", found, "correct the path in dataset.json, or copy it there")
+        return None
+    try:
+        voxels, affine = read_volume(file)
+    except DAMAGED as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        findings.refuse(item["case"], file, f"a readable {key}", text, "the file is damaged or no image: copy it again")
+        return None
+    if voxels.dtype.kind not in "biuf" or 0 in voxels.shape:
+        findings.refuse(item["case"], file, f"one number for each voxel of the {key}",
+                        f"{voxels.dtype} of shape {voxels.shape}", "convert the file")
+        return None
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        findings.refuse(item["case"], file, "an invertible affine", str(np.round(affine, 3).tolist()),
+                        "convert the original images again, or set the header's sform")
+        return None
+    return voxels, affine
+
+
+def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | None:
+    loaded = _load(item, "image", findings)
+    if loaded is None:
+        return None
+    voxels, affine = loaded
+    case, file = item["case"], item["image"]
+    channels = voxels.shape[3] if voxels.ndim == 4 else 1
+    if voxels.ndim not in (3, 4) or channels != rules.channels:
+        form = "3 axes" if rules.channels == 1 else f"4 axes, the last of {rules.channels} channels"
+        findings.refuse(case, file, form, f"shape {voxels.shape}",
+                        f"give the network's {rules.channels} channel(s) in one file, or set in_channels")
+        return None
+    if voxels.shape[2] < rules.min_slices:
+        findings.refuse(case, file, f"at least {rules.min_slices} slices", f"{voxels.shape[2]}", "leave the case out")
+    voxels = _check_finite(voxels, case, file, rules, findings)
+    if np.any(voxels.min(axis=(0, 1, 2)) == voxels.max(axis=(0, 1, 2))):
+        findings.doubt(case, file, "an image", f"the value {voxels.flat[0]} everywhere", "look at it")
+    # nibabel's arrays lie in Fortran order: their transpose is hashed without a copy
+    digest = hashlib.sha256(np.ascontiguousarray(voxels.T)).hexdigest()
+    spacing = tuple(float(x) for x in nib.affines.voxel_sizes(affine))
+    return CaseFacts(case, file, tuple(voxels.shape[:3]), spacing, affine, digest)
+
+
+def _check_finite(voxels: np.ndarray, case: str, file: str, rules: _Rules, findings: _Findings) -> np.ndarray:
+    if voxels.dtype.kind != "f":
+        return voxels
+    bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+    if bad == 0:
+        return voxels
+    found = f"{bad} of {voxels.size} that are NaN or Inf"
+    if rules.fill_nonfinite:
+        findings.doubt(case, file, "finite voxels", found, "they are filled in")
+    else:
+        findings.refuse(case, file, "finite voxels", found, "repair the image, or allow them to be filled in")
+    return np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _check_label(item: dict, image: CaseFacts | None, rules: _Rules, findings: _Findings) -> tuple[int, ...]:
+    loaded = _load(item, "label", findings)
+    if loaded is None:
+        return ()
+    voxels, affine = loaded
+    case, file = item["case"], item["label"]
+    shape = voxels.shape[:3] if voxels.shape[3:] == (1,) else voxels.shape
+    if image and shape != image.shape:
+        findings.refuse(case, file, f"the image's shape {image.shape}", f"{shape}", "resample it onto the image's grid")
+    elif image:
+        _check_grid(case, file, image, affine, rules.affine_tolerance, findings)
+    if voxels.dtype.kind == "f":
+        broken = voxels[voxels != np.rint(voxels)]  # NaN too, as it equals nothing
+        if broken.size:
+            findings.refuse(case, file, "whole numbers", f"{broken.size} voxels such as {broken[0]:.4g}",
+                            "interpolated labels are the usual cause: resample with nearest neighbour")
+            return ()
+    ids = tuple(int(x) for x in np.unique(voxels))
+    allowed = sorted({0, *rules.labels})
+    if not set(ids) <= set(allowed):
+        listed = f"[{', '.join(map(str, ids[:20]))}{', ...' * (len(ids) > 20)}]"
+        findings.refuse(case, file, f"label ids out of {allowed}", listed,
+                        "correct the label or `labels` in dataset.json")
+    elif ids == (0,):
+        findings.doubt(case, file, "a labelled structure", "background only", "look at it")
+    return ids
+
+
+def _check_grid(case: str, file: str, image: CaseFacts, affine: np.ndarray, tolerance: float,
+                findings: _Findings) -> None:
+    """Refuse a label whose affine puts a corner of the volume elsewhere than the image's does."""
+    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in image.shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    apart = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(image.affine, corners)
+    voxels = np.linalg.norm(apart, axis=1).max() / min(image.spacing)
+    if voxels <= tolerance:
+        return
+    spacing = nib.affines.voxel_sizes(affine)
+    limit = f"corners {voxels:.3g} voxels apart, tolerance {tolerance:g}"
+    if not np.allclose(spacing, image.spacing, rtol=1e-3, atol=0):
+        findings.refuse(case, file, f"the image's spacing {_numbers(image.spacing)}", f"{_numbers(spacing)} ({limit})",
+                        "resample it onto the image's grid")
+        return
+    same = np.allclose(affine[:3, :3], image.affine[:3, :3], rtol=0, atol=1e-3 * min(image.spacing))
+    name, ours, theirs = ("origin", image.affine[:3, 3], affine[:3, 3]) if same else \
+                         ("direction", image.affine[:3, :3], affine[:3, :3])
+    findings.refuse(case, file, f"the image's {name} {_numbers(ours)}", f"{_numbers(theirs)} ({limit})",
+                    "look at the two as an overlay, then correct the wrong header")
+
+
+def _numbers(values) -> str:
+    return str(np.round(np.asarray(values, dtype=float), 4).tolist())

@@ -1,0 +1,214 @@
+"""A data set: a folder with a ``dataset.json`` in the Medical Segmentation Decathlon manner."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("training", "validation", "test", "unlabeled")
+LABELLED = ("training", "validation")  # a label is needed here, allowed in `test`, and never read in `unlabeled`
+REQUIRED = {"name": str, "modality": dict, "labels": dict, "training": list}
+OPTIONAL = {"validation": list, "test": list, "unlabeled": list, "folds": list}
+TYPE_NAMES = {str: "a text", dict: "an object {...}", list: "a list [...]"}
+
+
+class DataError(ValueError):
+    """The user's data cannot be used; the text lists every problem found, one line each."""
+
+    @classmethod
+    def of(cls, problems: list[str], where: str) -> DataError:
+        """The error for a list of problems: a count, then one line for each."""
+        return cls("\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}:", *problems]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``dataset.json`` says, with absolute paths.
+
+    Items are ``{"image", "label", "case"}`` and, where given, ``"domain"``; those of ``unlabeled`` never hold a
+    label, those of ``test`` may lack it.
+    ``labels`` leaves out the background (0). ``folds`` lists case ids of ``training``, or is empty.
+    """
+
+    directory: Path
+    name: str
+    modality: dict
+    labels: dict[int, str]
+    training: list[dict]
+    validation: list[dict]
+    test: list[dict]
+    unlabeled: list[dict]
+    folds: list[list[str]]
+
+
+def read_dataset(dataset_dir: str | Path) -> Dataset:
+    """Read ``dataset.json`` of a folder; opens no image and no label.
+
+    ``case`` defaults to the image's file name without its suffix. Several images of a split may share a case (two time
+    points of one patient) when each of them says so by its own ``case``. Cases of ``test`` may lack a label.
+
+    Args:
+        dataset_dir: the folder; paths in its ``dataset.json`` are relative to it, or absolute.
+
+    Raises:
+        DataError: with every problem of ``dataset.json`` at once.
+    """
+    directory = Path(dataset_dir).absolute()
+    content = _load_json(directory / "dataset.json")
+    problems = _misspelt_or_missing(content)
+    # an entry of the wrong type is a problem already: read on as if it were empty
+    entries = {k: content[k] if isinstance(content.get(k), t) else t() for k, t in (REQUIRED | OPTIONAL).items()}
+    labels = _read_labels(content["labels"], problems) if isinstance(content.get("labels"), dict) else {}
+    splits: dict[str, list[dict]] = {}
+    for split in SPLITS:
+        items = [_read_item(x, split, i, directory, problems) for i, x in enumerate(entries[split])]
+        problems += _repeated_in_a_split(split, entries[split], items)
+        splits[split] = [item for item in items if item]
+    problems += repeated_cases(splits)
+    # a broken item of `training` has no case yet: its fold is no second problem
+    whole = isinstance(content.get("training"), list) and len(splits["training"]) == len(content["training"])
+    folds = _read_folds(entries["folds"], {item["case"] for item in splits["training"]} if whole else None, problems)
+    if problems:
+        raise DataError.of(problems, str(directory / "dataset.json"))
+    return Dataset(directory, entries["name"], entries["modality"], labels, **splits, folds=folds)
+
+
+def repeated_cases(splits: dict[str, list[dict]]) -> list[str]:
+    """One line for every case that stands in more than one split."""
+    found: dict[str, list[str]] = {}
+    for split, items in splits.items():
+        for case in dict.fromkeys(item["case"] for item in items):
+            found.setdefault(case, []).append(split)
+    return [f"{case}: expected in one split, found in {' and '.join(names)}; keep it in one of them"
+            for case, names in found.items() if len(names) > 1]
+
+
+def _load_json(file: Path) -> dict:
+    if not file.parent.is_dir():
+        raise DataError(f"{file.parent}: expected the folder of a data set, found no such folder; correct dataset_dir")
+    if not file.is_file():
+        raise DataError(f"{file}: expected a file, found none. Save this text under that name, with the true names of "
+                        "the labels, and move the cases to validate on to `validation`:\n" + _suggestion(file.parent))
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{file}: expected JSON, found an error: {error}; correct that line") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected an object {{...}}, found {_kind(content)}; see the form in the README")
+    return content
+
+
+def _misspelt_or_missing(content: dict) -> list[str]:
+    problems = []
+    unknown = [key for key in content if key not in REQUIRED | OPTIONAL]
+    for key, kind in (REQUIRED | OPTIONAL).items():
+        # 0.75 finds `unlabelled` and `train` but leaves Decathlon's own `numTraining` alone
+        near = get_close_matches(key, unknown, n=1, cutoff=0.75)
+        if key in content:
+            if not isinstance(content[key], kind):
+                problems.append(f"`{key}`: expected {TYPE_NAMES[kind]}, found {_kind(content[key])}; correct it")
+        elif near:
+            problems.append(f"`{near[0]}`: expected the key `{key}`, found this spelling; rename it")
+        elif key in REQUIRED:
+            problems.append(f"`{key}`: expected {TYPE_NAMES[kind]}, found no such key; add it")
+    if content.get("modality") == {}:
+        problems.append('`modality`: expected one entry a channel, found none; write {"0": "MRI"}')
+    return problems
+
+
+def _read_labels(entry: dict, problems: list[str]) -> dict[int, str]:
+    labels = {}
+    for key, name in entry.items():
+        if not (key.isascii() and key.isdecimal() and isinstance(name, str)):
+            problems.append(f'`labels`: expected entries such as "1": "liver", found "{key}": {json.dumps(name)}; '
+                            "write the id first, then the name")
+        elif int(key) in labels:
+            problems.append(f'`labels`: expected each id once, found {int(key)} again as "{key}"; remove one')
+        else:
+            labels[int(key)] = name
+    background = labels.pop(0, None)
+    if not labels and (not entry or background is not None):
+        problems.append('`labels`: expected a label besides the background, found none; add {"1": "its name"}')
+    return labels
+
+
+def _read_item(item: Any, split: str, i: int, directory: Path, problems: list[str]) -> dict | None:
+    where, labelled = f"{split}[{i}]", split in LABELLED
+    if isinstance(item, str) and item and not labelled:
+        item = {"image": item}
+    paths = ["image"] + ["label"] * (labelled or split == "test" and isinstance(item, dict) and "label" in item)
+    if not isinstance(item, dict) or any(not isinstance(item.get(k), str) or not item[k] for k in paths):
+        form = '{"image": "...", "label": "..."}' if labelled else '{"image": "..."} or the path of an image'
+        todo = "correct it, or move it to `unlabeled` if it has no label" if labelled else "correct it"
+        problems.append(f"{where}: expected {form}, found {json.dumps(item)}; {todo}")
+        return None
+    texts = [k for k in ("case", "domain") if k in item]
+    wrong = [k for k in texts if not isinstance(item[k], str) or not item[k]]
+    if wrong:
+        found = ", ".join(f'"{k}": {json.dumps(item[k])}' for k in wrong)
+        problems.append(f"{where}: expected a text for {' and '.join(wrong)}, found {found}; put it in quotes")
+        return None
+    return {"case": _stem(item["image"])} | {k: str(directory / item[k]) for k in paths} | {k: item[k] for k in texts}
+
+
+def _repeated_in_a_split(split: str, entry: list, items: list[dict | None]) -> list[str]:
+    problems, images = [], set()
+    unnamed: dict[str, str] = {}  # case -> image, where the case is only the file's name
+    for raw, item in zip(entry, items, strict=True):
+        if item is None:
+            continue
+        case, image = item["case"], item["image"]
+        if image in images:
+            problems.append(f"{case}, {image}: expected once, found twice in {split}; remove one")
+        elif isinstance(raw, str) or "case" not in raw:
+            other = unnamed.setdefault(case, image)
+            if other != image:
+                problems.append(f"{case}, {image}: expected one image of this name in {split}, found {other} too; "
+                                'give each of them its own "case"')
+        images.add(image)
+    return problems
+
+
+def _read_folds(entry: list, known: set[str] | None, problems: list[str]) -> list[list[str]]:
+    seen: dict[str, int] = {}
+    for i, fold in enumerate(entry):
+        if not isinstance(fold, list) or not all(isinstance(case, str) for case in fold):
+            problems.append(f"folds[{i}]: expected a list of case ids, found {json.dumps(fold)}; correct it")
+            continue
+        for case in fold:
+            if known is not None and case not in known:
+                problems.append(f"folds[{i}]: expected cases of `training`, found {case}; correct or remove it")
+            elif case in seen:
+                problems.append(f"folds[{i}]: expected each case in one fold, found {case} in folds[{seen[case]}] too; "
+                                "remove one")
+            seen.setdefault(case, i)
+    return entry
+
+
+def _suggestion(directory: Path) -> str:
+    """A minimal ``dataset.json`` with the pairs under ``images/`` and ``labels/``, one item a line."""
+    found: dict[str, dict[Path, str]] = {}
+    for folder in ("images", "labels"):
+        files = [p.relative_to(directory) for p in sorted((directory / folder).rglob("[!.]*")) if p.is_file()]
+        found[folder] = {p.relative_to(folder).parent / _stem(p.name): p.as_posix() for p in files}
+    images, labels = found["images"], found["labels"]
+    training = [{"image": images[k], "label": labels[k]} for k in images if k in labels]
+    unlabeled = [{"image": images[k]} for k in images if k not in labels]
+    if not images:
+        training = [{"image": "images/case_01.nii.gz", "label": "labels/case_01.nii.gz"}]
+    head = {"name": directory.name, "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "name of label 1"}}
+    lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
+    for split, items in (("training", training), ("validation", []), ("unlabeled", unlabeled)):
+        lines.append(f' "{split}": [' + ",".join(f"\n  {json.dumps(item)}" for item in items) + "]")
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def _stem(path: str) -> str:
+    return Path(path.removesuffix(".gz")).stem
+
+
+def _kind(value: Any) -> str:
+    return TYPE_NAMES.get(type(value), json.dumps(value))

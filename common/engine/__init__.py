@@ -1,0 +1,23 @@
+"""Parts of a training run that all bundles share: exact resume, stop at NaN, progress, checks before the start."""
+
+from .best_model import BestModelSaver
+from .checkpoint import load_checkpoint, save_atomic
+from .full_state import FullStateCheckpoint
+from .nan_stop import StopOnNan, refuse_bad_weights
+from .output_dir import check_output_dir
+from .overrides import refuse_unknown_keys
+from .progress import ProgressBarHandler
+from .seed import SeedEachEpoch
+
+__all__ = [
+    "BestModelSaver",
+    "FullStateCheckpoint",
+    "ProgressBarHandler",
+    "SeedEachEpoch",
+    "StopOnNan",
+    "check_output_dir",
+    "load_checkpoint",
+    "refuse_bad_weights",
+    "refuse_unknown_keys",
+    "save_atomic",
+]

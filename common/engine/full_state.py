@@ -1,0 +1,138 @@
+"""`models/checkpoint.pt`: everything that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from .checkpoint import load_checkpoint, save_atomic
+from .nan_stop import refuse_bad_weights
+from .unwrap import unwrap
+
+logger = logging.getLogger(__name__)
+
+_SCHEDULE_LENGTHS = ("T_max", "total_iters", "total_steps")
+
+
+class FullStateCheckpoint:
+    """Save the whole training state at the end of each epoch, and continue from it exactly.
+
+    The trainer's epoch and iteration and the evaluator's best metric are handled here, because a handler's config
+    cannot refer to its own trainer. Random numbers are not stored: ``SeedEachEpoch`` makes them depend on the epoch.
+
+    Order: loads at STARTED (place it before other handlers of that event); saves as the last of all handlers at
+    EPOCH_COMPLETED, whatever its place in the list, hence after validation, learning rate schedule and teacher update.
+    An older file is overwritten at the end of the first epoch, not before.
+
+    A resumed run takes ``max_epochs`` from its own config: more epochs go on, and a run that has them all ends at once.
+    Optimizers and schedulers are restored whole, so a changed learning rate or schedule length has no effect.
+
+    Args:
+        path: the file, ``models/checkpoint.pt``.
+        objects: name to anything with ``state_dict`` and ``load_state_dict``: networks, teacher, optimizers,
+            learning rate schedulers, banks. Networks with NaN are refused, and the last good file stays.
+        resume: continue from ``path``.
+        evaluator: the validation of the trainer, whose best metric is kept; None when there is none.
+        interval: epochs between two saves; the last epoch is always saved.
+
+    Raises:
+        FileNotFoundError: resume without a file at ``path`` (a mistyped ``ckpt_dir`` must not start a new training).
+        ValueError: the file is damaged, or belongs to a run with other objects.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        objects: Mapping[str, Any],
+        resume: bool = False,
+        evaluator: Evaluator | None = None,
+        interval: int = 1,
+    ) -> None:
+        self.path = Path(path)
+        self.objects = {name: unwrap(thing) for name, thing in objects.items()}
+        self.resume = resume
+        self.evaluator = evaluator
+        self.interval = interval
+        stateless = [name for name, thing in self.objects.items() if not hasattr(thing, "load_state_dict")]
+        if stateless:
+            raise TypeError(f"expected objects with state_dict and load_state_dict, which {', '.join(stateless)} lack.")
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._started)
+
+    def _started(self, engine: Engine) -> None:
+        if self.resume:
+            self._load(engine)
+        if not engine.has_event_handler(self._epoch_completed, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)  # here, to be behind all others
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        last = engine.state.epoch == engine.state.max_epochs
+        if getattr(engine.state, "rank", 0) != 0 or (engine.state.epoch % self.interval and not last):
+            return
+        for name, thing in self.objects.items():
+            if isinstance(thing, nn.Module):
+                refuse_bad_weights(thing, name)
+        state = {key: getattr(engine.state, key) for key in ("epoch", "iteration", "epoch_length")}
+        state["objects"] = {name: thing.state_dict() for name, thing in self.objects.items()}
+        if self.evaluator is not None:
+            best = self.evaluator.state
+            state |= {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
+        save_atomic(state, self.path)
+
+    def _load(self, engine: Engine) -> None:
+        saved = load_checkpoint(self.path)
+        self._check(saved)
+        for name, thing in self.objects.items():
+            self._restore(name, thing, saved["objects"][name])
+        if self.evaluator is not None and "best_metric" in saved:
+            self.evaluator.state.best_metric = saved["best_metric"]
+            self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
+        self._restore_counters(engine, saved)
+
+    def _check(self, saved: Any) -> None:
+        if not isinstance(saved, dict) or not {"epoch", "iteration", "objects"} <= saved.keys():
+            raise ValueError(
+                f"{self.path}: expected the full state of a run (epoch, iteration, objects), found something else, "
+                "perhaps the weights of a model. Pass the checkpoint.pt that training wrote."
+            )
+        if saved["objects"].keys() != self.objects.keys():
+            raise ValueError(
+                f"{self.path}: holds the state of {', '.join(saved['objects'])}, but this run needs "
+                f"{', '.join(self.objects)}. Resume with the configuration of the first run."
+            )
+
+    def _restore(self, name: str, thing: Any, state: Any) -> None:
+        if isinstance(thing, LRScheduler):
+            fresh = thing.state_dict()
+            for key in (k for k in _SCHEDULE_LENGTHS if k in fresh and fresh[k] != state.get(k)):
+                logger.warning("%s keeps %s=%s of the first run; the config now says %s.", name, key, state.get(key),
+                               fresh[key])
+        try:
+            thing.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: the state of {name} does not fit; resume with the first run's configuration. {error}"
+            ) from error
+
+    def _restore_counters(self, engine: Engine, saved: dict) -> None:
+        state = engine.state
+        if state.epoch_length is None:  # an iterable data set; ignite finds its length during the first epoch
+            state.epoch_length = saved["epoch_length"]
+        if state.epoch_length != saved["epoch_length"]:
+            logger.warning("%s: an epoch had %s iterations, now %s. The run goes on, but not as one run would have.",
+                           self.path, saved["epoch_length"], state.epoch_length)
+        state.epoch = saved["epoch"]
+        state.iteration = saved["epoch"] * state.epoch_length
+        if state.epoch >= state.max_epochs:
+            logger.info("%s: %d of %d epochs are done, nothing to train. Raise max_epochs to go on.", self.path,
+                        state.epoch, state.max_epochs)
+        else:
+            logger.info("%s: resumed after epoch %d of %d.", self.path, state.epoch, state.max_epochs)

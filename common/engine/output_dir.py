@@ -1,0 +1,29 @@
+"""The folder a run writes into, tried out before the run and not after its first epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+
+def check_output_dir(path: str | Path) -> Path:
+    """Make the folder if it is missing and write a small file in it, which is removed again.
+
+    Returns:
+        the folder's absolute path.
+
+    Raises:
+        OSError: the path is a file, lies below one, or nothing can be written there.
+    """
+    folder = Path(path).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder, prefix=".probe_") as probe:
+            probe.write(b"probe")
+            probe.flush()
+    except OSError as error:
+        is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+        found = "a file there or on the way to it" if is_file else error.strerror or str(error)
+        raise OSError(f"{folder}: expected a folder to write into, found {found}; choose another output_dir, or make "
+                      "this one writable") from error
+    return folder

@@ -1,0 +1,101 @@
+"""Refuse misspelt overrides on the command line, which MONAI takes as new keys that nobody reads."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from monai.bundle import (
+    ConfigParser,
+    ConfigWorkflow,
+    ReferenceResolver,
+    create_workflow,
+    run,
+    run_workflow,
+    update_kwargs,
+)
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY, MERGE_KEY
+
+# Arguments of MONAI's own functions, which arrive beside the overrides.
+_ARGUMENTS = {
+    name
+    for function in (run, run_workflow, create_workflow, ConfigWorkflow.__init__)
+    for name in inspect.signature(function).parameters
+}
+
+
+def refuse_unknown_keys() -> None:
+    """Check the overrides of the running ``monai.bundle run`` against the keys of its config files.
+
+    Called by each bundle's ``bundle_root()``, which a config resolves before anything is built. Unknown is a top-level
+    key, or a part of a nested one, that no config file has; the files include the user's own overlays, which may add
+    keys. New arguments of a component (a section with ``_target_``) pass: the component refuses them itself.
+    Neither the parser nor the workflow remembers what came from files and what from the command line, but MONAI's
+    ``run`` does, and it is among the callers of this function. Without it (``ConfigParser``, a workflow made by hand)
+    nothing is checked.
+
+    Raises:
+        ValueError: unknown keys; all of them, each with the nearest known one. On the command line SystemExit with the
+            same text, because MONAI would wrap an error and bury the text in a traceback of fifty lines.
+    """
+    arguments = _arguments_of_run()
+    if not arguments.get("config_file"):
+        return
+    config = ConfigParser.load_config_files(arguments["config_file"])
+    known = set(config) | {ConfigParser.meta_key} | _tracking_keys(arguments.get("tracking"))
+    overrides = {ReferenceResolver.normalize_id(key.removeprefix(MERGE_KEY)) for key in arguments.keys() - _ARGUMENTS}
+    problems = [problem for key in sorted(overrides) if (problem := _problem(key, config, known, overrides))]
+    if problems:
+        lines = [*problems, f"Known are the keys of {arguments['config_file']}; nothing was run."]
+        raise (SystemExit if _on_command_line() else ValueError)("\n".join(lines))
+
+
+def _on_command_line() -> bool:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name.startswith("monai.bundle")
+
+
+def _arguments_of_run() -> dict[str, Any]:
+    """What ``monai.bundle.run`` or ``run_workflow`` was called with, `args_file` merged in; empty when neither runs."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in (run.__code__, run_workflow.__code__):
+            local = frame.f_locals
+            base = local["args_file"]
+            given = {key: local[key] for key in ("config_file", "tracking") if key in local}
+            # a copy: MONAI writes into the dict it is given
+            return update_kwargs(dict(base) if isinstance(base, dict) else base, **given,
+                                 **local.get("override", local.get("kwargs", {})))
+        frame = frame.f_back
+    return {}
+
+
+def _tracking_keys(tracking: Any) -> set[str]:
+    if tracking is None:
+        return set()
+    named = isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS
+    settings = DEFAULT_EXP_MGMT_SETTINGS[tracking] if named else ConfigParser.load_config_files(tracking)
+    return set(settings.get("configs", {}))
+
+
+def _problem(key: str, config: dict, known: set[str], overrides: set[str]) -> str:
+    first, *rest = key.split(ID_SEP_KEY)
+    if first not in known:
+        return _unknown(key, first, "", known)
+    section, path = config.get(first), first
+    for part in rest:
+        if path in overrides or not isinstance(section, Mapping) or "_target_" in section:
+            return ""  # replaced on the same command line, a list, or a component's own business
+        if part not in section:
+            return _unknown(key, part, path + ID_SEP_KEY, section)
+        section, path = section[part], path + ID_SEP_KEY + part
+    return ""
+
+
+def _unknown(key: str, part: str, path: str, candidates: Any) -> str:
+    near = get_close_matches(part, list(candidates), n=1)
+    hint = f"did you mean --{path}{near[0]}?" if near else f"expected one of {', '.join(sorted(candidates))}"
+    return f"unknown override --{key}: {hint}"

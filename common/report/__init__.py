@@ -1,0 +1,6 @@
+"""What a run reports: scores of each case, their table, and pictures."""
+
+from .cases import case_rows, format_table, score_structure, summarise, write_cases_csv
+from .overlay import save_overlay
+
+__all__ = ["case_rows", "format_table", "save_overlay", "score_structure", "summarise", "write_cases_csv"]

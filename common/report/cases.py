@@ -1,0 +1,175 @@
+"""Per-case scores that count what a network missed, their CSV file and their summary table."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+
+NAN = float("nan")
+_MEASURES = ("dice", "hd95_mm", "hd95_mm_found_only", "asd_mm", "asd_mm_found_only")
+_STATUSES = ("absent", "missed", "false_positive")
+
+
+def score_structure(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> dict[str, Any]:
+    """Scores of one structure in one case.
+
+    ======================  ==============  =====  ================  ====================
+    truth / prediction      status          Dice   HD95, ASD         HD95, ASD found only
+    ======================  ==============  =====  ================  ====================
+    present / present       ok              Dice   distance          distance
+    present / empty         missed          0      volume diagonal   nan
+    empty / present         false_positive  0      nan               nan
+    empty / empty           absent          nan    nan               nan
+    ======================  ==============  =====  ================  ====================
+
+    HD95 is the larger of the two directed 95th percentiles; ASD averages the distances of both surfaces to the other
+    (symmetric). Volumes are nan in 2D. nan never enters a mean.
+
+    Args:
+        prediction: boolean mask, or anything where not 0 means inside.
+        truth: the same for the truth.
+        spacing: mm per voxel, one number for each axis.
+
+    Shape:
+        both ``(*spatial)``.
+
+    Raises:
+        ValueError: shapes or spacing do not fit.
+    """
+    prediction, truth = np.asarray(prediction) != 0, np.asarray(truth) != 0
+    spacing = [float(step) for step in spacing]
+    if prediction.shape != truth.shape or len(spacing) != truth.ndim or min(spacing) <= 0:
+        raise ValueError(
+            "expected two masks of one shape and a positive spacing for each axis, found prediction "
+            f"{prediction.shape}, truth {truth.shape}, spacing {tuple(spacing)}."
+        )
+    voxel_ml = math.prod(spacing) / 1000 if truth.ndim == 3 else NAN
+    counts = {"truth_voxels": int(truth.sum()), "prediction_voxels": int(prediction.sum())}
+    volumes = {"truth_ml": counts["truth_voxels"] * voxel_ml, "prediction_ml": counts["prediction_voxels"] * voxel_ml}
+    status = _status(counts["truth_voxels"], counts["prediction_voxels"])
+    return {"status": status, **_measures(status, prediction, truth, spacing), **counts, **volumes}
+
+
+def case_rows(
+    case: str,
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    structures: Mapping[int, str],
+    spacing: Sequence[float],
+    **extra: Any,
+) -> list[dict[str, Any]]:
+    """One row for each structure of two label maps, with ``extra`` columns (protocol, seed, ...) behind the case.
+
+    Args:
+        structures: label value to name, without the background.
+    """
+    return [
+        {"case": case, **extra, "structure": name, **score_structure(prediction == label, truth == label, spacing)}
+        for label, name in structures.items()
+    ]
+
+
+def write_cases_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write the rows, replacing an older file at once; nan becomes an empty cell, columns are the union of all rows."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    os.replace(temporary, path)
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ("structure",)) -> list[dict[str, Any]]:
+    """Mean and sample standard deviation for each group, then over all rows ("all"), with the counts.
+
+    Args:
+        by: columns that make a group; the last one is pooled in the rows named "all".
+
+    Returns:
+        dicts with the columns of ``by``, ``n`` (rows), ``n_absent``, ``n_missed``, ``n_false_positive`` and for each
+        measure ``<measure>_mean`` and ``<measure>_std`` (nan without enough values).
+    """
+    *outer, last = by
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((*(row[column] for column in outer), row[last]), []).append(row)
+    for row in rows:
+        groups.setdefault((*(row[column] for column in outer), "all"), []).append(row)
+    return [dict(zip(by, key, strict=True)) | _summary(group) for key, group in groups.items()]
+
+
+def format_table(summary: Sequence[Mapping[str, Any]]) -> str:
+    """The summary as a Markdown table that also reads well as plain text."""
+    names = list(summary[0])[: list(summary[0]).index("n")] if summary else []
+    head = [*names, "Dice", "HD95 mm", "HD95 mm, found only", "ASD mm", "n", "absent", "missed", "false positive"]
+    body = [
+        [
+            *(str(line[name]) for name in names),
+            _plus_minus(line, "dice", 3),
+            *(_plus_minus(line, measure, 1) for measure in ("hd95_mm", "hd95_mm_found_only", "asd_mm")),
+            *(str(line[count]) for count in ("n", "n_absent", "n_missed", "n_false_positive")),
+        ]
+        for line in summary
+    ]
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *body]]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _status(truth_voxels: int, prediction_voxels: int) -> str:
+    if truth_voxels:
+        return "ok" if prediction_voxels else "missed"
+    return "false_positive" if prediction_voxels else "absent"
+
+
+def _measures(status: str, prediction: np.ndarray, truth: np.ndarray, spacing: list[float]) -> dict[str, float]:
+    if status == "missed":
+        diagonal = math.dist([0.0] * truth.ndim, [size * step for size, step in zip(truth.shape, spacing, strict=True)])
+        return dict(zip(_MEASURES, (0.0, diagonal, NAN, diagonal, NAN), strict=True))
+    if status != "ok":
+        return dict.fromkeys(_MEASURES, NAN) | ({"dice": 0.0} if status == "false_positive" else {})
+    pair = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
+    options = {"include_background": True, "spacing": spacing}
+    dice = compute_dice(*pair, include_background=True).item()
+    with warnings.catch_warnings():  # MONAI 1.6 calls a function of its own with an argument it has deprecated
+        warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
+        hd95 = compute_hausdorff_distance(*pair, percentile=95, **options).item()
+        asd = compute_average_surface_distance(*pair, symmetric=True, **options).item()
+    return dict(zip(_MEASURES, (dice, hd95, hd95, asd, asd), strict=True))
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"n": len(rows)}
+    summary |= {f"n_{status}": sum(row["status"] == status for row in rows) for status in _STATUSES}
+    for measure in _MEASURES:
+        values = [row[measure] for row in rows if not math.isnan(row[measure])]
+        summary[f"{measure}_mean"] = fmean(values) if values else NAN
+        summary[f"{measure}_std"] = stdev(values) if len(values) > 1 else NAN
+    return summary
+
+
+def _plus_minus(line: Mapping[str, Any], measure: str, digits: int) -> str:
+    mean, deviation = line[f"{measure}_mean"], line[f"{measure}_std"]
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value

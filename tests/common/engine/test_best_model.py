@@ -1,0 +1,82 @@
+import pytest
+import torch
+from ignite.engine import Events
+
+from common.engine import BestModelSaver, load_checkpoint
+
+NAN = float("nan")
+
+
+def weights_by_epoch(run):
+    seen = {}
+
+    @run.trainer.on(Events.EPOCH_COMPLETED)
+    def _(engine):
+        seen[engine.state.epoch] = {key: value.clone() for key, value in run.network.state_dict().items()}
+
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [
+        ({1: 0.5, 2: 0.9, 3: 0.6}, 2),
+        ({1: 0.5, 2: 0.5, 3: 0.5}, 1),  # no improvement: the earlier one stays
+        ({1: NAN, 2: 0.1, 3: 0.05}, 2),  # a NaN first would block all that follow
+        ({1: 0.2, 2: NAN, 3: 0.3}, 3),
+        ({1: NAN, 2: NAN, 3: NAN}, 3),  # no metric at all: the last weights
+    ],
+)
+def test_the_flat_weights_of_the_best_epoch(build, tmp_path, metric, best):
+    run = build(tmp_path, max_epochs=3, metric=metric)
+    seen = weights_by_epoch(run)
+    run.trainer.run()
+    saved = load_checkpoint(run.model)
+    assert list(saved) == list(run.network.state_dict())
+    torch.testing.assert_close(saved, dict(seen[best]), rtol=0, atol=0)
+    assert not torch.equal(seen[1]["0.weight"], seen[2]["0.weight"])
+
+
+@pytest.mark.parametrize("options", [{"metric": {}}, {"interval": 9}])
+def test_without_any_validation_the_last_weights(build, tmp_path, options, caplog):
+    run = build(tmp_path, max_epochs=2, **options)
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
+    assert "no validation metric" in caplog.text
+
+
+def test_without_an_evaluator_the_last_weights(build, tmp_path):
+    run = build(tmp_path, max_epochs=1)
+    BestModelSaver(tmp_path / "last.pt", run.network).attach(run.trainer)
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(tmp_path / "last.pt"), dict(run.network.state_dict()), rtol=0, atol=0)
+
+
+def test_a_new_run_replaces_the_model_of_an_older_one(build, tmp_path):
+    build(tmp_path, max_epochs=1, metric={1: 0.99}).trainer.run()
+    before = (tmp_path / "model.pt").read_bytes()
+    run = build(tmp_path, max_epochs=2, metric={1: 0.1, 2: 0.2})
+    run.trainer.run()
+    assert run.model.read_bytes() != before
+
+
+def test_lower_is_better_when_the_evaluator_says_so(build, tmp_path):
+    run = build(tmp_path, max_epochs=3, metric={1: 0.5, 2: 0.1, 3: 0.3})
+    run.evaluator.metric_cmp_fn = lambda now, best: now < best
+    seen = weights_by_epoch(run)
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(run.model), dict(seen[2]), rtol=0, atol=0)
+
+
+def test_a_worse_second_validation_of_the_same_epoch_is_not_saved(build, tmp_path):
+    metric = {1: 0.5}
+    run = build(tmp_path, max_epochs=1, metric=metric)
+    run.trainer.run()
+    before = run.model.read_bytes()
+    run.network[0].weight.data.zero_()
+    metric[1] = 0.4
+    run.evaluator.run(1)
+    assert run.model.read_bytes() == before
+    metric[1] = 0.6
+    run.evaluator.run(1)
+    assert run.model.read_bytes() != before

@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow, run
+
+from common.engine import refuse_unknown_keys
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CONFIG = {
+    "bundle_root": {"_target_": "common.engine.overrides.refuse_unknown_keys"},
+    "max_epochs": 2,
+    "device": "cpu",
+    "train": {
+        "dataset": {"_target_": "builtins.dict", "data": [1]},
+        "handlers": [{"_target_": "builtins.dict"}],
+        "trainer": {"_target_": "builtins.dict", "max_epochs": "@max_epochs"},
+        "lists": [{"a": 1}],
+    },
+    "validate": {"dataset": {"_target_": "builtins.dict", "data": [2]}},
+    "run": ["$@bundle_root", "$@train::trainer"],
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(name="train.json", content=CONFIG):
+        (tmp_path / name).write_text(json.dumps(content))
+        return str(tmp_path / name)
+
+    return write
+
+
+def refused(error):
+    """The text of our error below MONAI's."""
+    return str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("max_epoch", "unknown override --max_epoch: did you mean --max_epochs?"),
+        ("train::trainr", "unknown override --train::trainr: did you mean --train::trainer?"),
+        ("train#trainr", "unknown override --train::trainr: did you mean --train::trainer?"),
+        ("zzz", "unknown override --zzz: expected one of _meta_, bundle_root, device, max_epochs, run, train"),
+        ("run_name", "unknown override --run_name"),  # known to MONAI's tracking only
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_one(config, key, text):
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=config(), **{key: 1})
+    assert text in refused(error) and "train.json; nothing was run" in refused(error)
+
+
+def test_all_unknown_keys_are_named_at_once(config):
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=config(), epocs=1, devise="cpu")
+    assert "--epocs" in refused(error) and "did you mean --device?" in refused(error)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"max_epochs": 1, "device": "cuda", "workflow_type": "train", "init_id": "initialize"},
+        {"train#trainer#max_epochs": 3, "train#dataset#data": [], "validate#dataset#data": [], "train#handlers": []},
+        {"train::trainer::amp": True, "train::lists::0::a": 2, "train::lists::0": {"b": 3}},
+        {"_meta_::version": "9", "+train::handlers": [{"_target_": "builtins.dict"}]},
+        {"train": {"new": {}, "trainer": {"_target_": "builtins.dict"}}, "train::new": 1},
+    ],
+)
+def test_known_keys_and_new_arguments_pass(config, overrides):
+    run(config_file=config(), **overrides)
+
+
+def test_an_overlay_of_the_user_may_add_keys(config):
+    files = [config(), config("own.json", {"warmup": 3, "train::trainer::warmup": "@warmup"})]
+    run(config_file=files, warmup=4)
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=files, warmap=4)
+    assert "did you mean --warmup?" in refused(error)
+
+
+def test_arguments_file(config):
+    run(args_file=config("args.json", {"config_file": config(), "max_epochs": 5}))
+    with pytest.raises(RuntimeError) as error:
+        run(args_file=config("args.json", {"config_file": config(), "max_epoch": 5}))
+    assert "did you mean --max_epochs?" in refused(error)
+
+
+def test_keys_of_tracking_settings_pass(config):
+    settings = {"handlers_id": {}, "configs": {"experiment_name": "e", "save_execute_config": False}}
+    run(config_file=config(), tracking=settings, experiment_name="mine", save_execute_config=False)
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=config(), tracking=settings, experiment_nam="mine", save_execute_config=False)
+    assert "did you mean --experiment_name?" in refused(error)
+
+
+def test_does_nothing_outside_of_run(config):
+    refuse_unknown_keys()
+    workflow = ConfigWorkflow(config(), unknown=1)
+    workflow.run()
+    parser = ConfigParser(ConfigParser.load_config_file(config()))
+    parser["unknown"] = 1
+    parser.get_parsed_content("bundle_root")
+
+
+def test_on_the_command_line_the_text_is_the_last_thing_shown(config):
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config(), "--max_epocs", "1"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-2] == "unknown override --max_epocs: did you mean --max_epochs?"

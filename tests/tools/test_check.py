@@ -1,0 +1,69 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tools import check as module
+from tools.check import check
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    metadata = {"network_data_format": {"inputs": {"image": {"num_channels": 1}}}}
+    (tmp_path / "bundles" / "toy" / "configs").mkdir(parents=True)
+    (tmp_path / "bundles" / "toy" / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    monkeypatch.setattr(module, "BUNDLES", tmp_path / "bundles")
+    return "toy"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder, items = tmp_path / "data", []
+    folder.mkdir()
+    for i in range(3):
+        image, label = np.random.default_rng(i).normal(size=(6, 5, 4 + i)), np.zeros((6, 5, 4 + i), np.uint8)
+        label[0], label[1] = 1, 2 * (i == 0)
+        for name, voxels in ((f"{i}.nii.gz", image), (f"{i}_label.nii.gz", label)):
+            nib.save(nib.Nifti1Image(voxels, np.diag([0.5, 0.5, 1 + i, 1])), folder / name)
+        items.append({"image": f"{i}.nii.gz", "label": f"{i}_label.nii.gz"})
+    content = {"name": "three", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "liver", "2": "spleen"},
+               "training": items[:2], "validation": items[2:]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_summary(bundle, folder, capsys):
+    check(bundle, str(folder))
+    assert capsys.readouterr().out.splitlines() == [
+        f"three: no problem found in {folder}",
+        "  training    2 images of 2 cases", "  validation  1 images of 1 cases",
+        "  label 1     liver: in 3 images", "  label 2     spleen: in 1 images", "  shape       6 x 5 x 4-6",
+        "  spacing     0.5 x 0.5 x 1-3"]
+
+
+def exit_of(*args):
+    with pytest.raises(SystemExit) as caught:
+        check(*args)
+    return caught.value.code  # a text: printed to stderr by Python, exit status 1
+
+
+def test_bad_data_ends_with_the_error_text_alone(bundle, folder, capsys):
+    (folder / "1.nii.gz").write_bytes(b"")
+    text = exit_of(bundle, str(folder))
+    assert text.startswith("1 problem in ") and "1, " in text and "expected a readable image" in text
+    assert capsys.readouterr().out == ""
+
+
+def test_bad_dataset_json(bundle, tmp_path):
+    assert "expected a file, found none" in exit_of(bundle, str(tmp_path))
+
+
+def test_channels_come_from_the_bundle(bundle, folder):
+    file = module.BUNDLES / bundle / "configs" / "metadata.json"
+    file.write_text(file.read_text().replace('"num_channels": 1', '"num_channels": 2'))
+    assert "expected 4 axes, the last of 2 channels" in exit_of(bundle, str(folder))
+
+
+def test_unknown_bundle_is_told_first(bundle, tmp_path):
+    assert exit_of("toyy", str(tmp_path)) == "bundle: expected one of toy, found toyy"
