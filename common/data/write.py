@@ -1,4 +1,4 @@
-"""Write a data set folder: ``images/``, ``labels/`` and ``dataset.json`` in the Medical Segmentation Decathlon manner."""
+"""Write a data set: ``images/``, ``labels/`` and ``dataset.json`` in the Medical Segmentation Decathlon manner."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def write_dataset(
         for folder in ("images", "labels"):
             (root / folder).mkdir(parents=True)
         lists: dict[str, list[dict[str, str]]] = {}
-        for split, cases in zip(SPLITS, (training, validation, test, unlabeled)):
+        for split, cases in zip(SPLITS, (training, validation, test, unlabeled), strict=True):
             lists[split] = []
             for case in cases:
                 found = _problems(case, split, labels, dtype, seen)
@@ -126,7 +126,8 @@ def write_dataset(
         problems += _fold_problems(folds, lists["training"]) + _extra_problems(extra or {}, header)
         if problems:
             raise ValueError(f"{name}: {len(problems)} problem(s), nothing was written:\n  " + "\n  ".join(problems))
-        index = {**header, **(extra or {}), "numTraining": len(lists["training"]), "numTest": len(lists["test"]), **lists}
+        counts = {"numTraining": len(lists["training"]), "numTest": len(lists["test"])}
+        index = {**header, **(extra or {}), **counts, **lists}
         if folds:
             index["folds"] = [list(fold) for fold in folds]
         (root / "dataset.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

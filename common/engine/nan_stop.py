@@ -55,7 +55,7 @@ def refuse_bad_weights(module: nn.Module, name: str) -> None:
 
 def first_loss(output: Any) -> float:
     """The loss in a trainer's output, NaN when there is none."""
-    return next((float(torch.as_tensor(loss).float().mean()) for loss in _losses(output)), float("nan"))
+    return next((float(torch.as_tensor(loss).detach().float().mean()) for loss in _losses(output)), float("nan"))
 
 
 def _losses(output: Any) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from monai.bundle import (
     run_workflow,
     update_kwargs,
 )
-from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY, MERGE_KEY
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
 
 # Arguments of MONAI's own functions, which arrive beside the overrides.
 _ARGUMENTS = {
@@ -46,7 +46,7 @@ def refuse_unknown_keys() -> None:
         return
     config = ConfigParser.load_config_files(arguments["config_file"])
     known = set(config) | {ConfigParser.meta_key} | _tracking_keys(arguments.get("tracking"))
-    overrides = {ReferenceResolver.normalize_id(key.removeprefix(MERGE_KEY)) for key in arguments.keys() - _ARGUMENTS}
+    overrides = {ReferenceResolver.normalize_id(key) for key in arguments.keys() - _ARGUMENTS}
     problems = [problem for key in sorted(overrides) if (problem := _problem(key, config, known, overrides))]
     if problems:
         lines = [*problems, f"Known are the keys of {arguments['config_file']}; nothing was run."]

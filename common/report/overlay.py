@@ -53,25 +53,23 @@ def save_overlay(
     Raises:
         ValueError: the shapes differ.
     """
-    image = np.asarray(image)
-    image = image if image.ndim > np.ndim(prediction) else image[None]
-    maps = [None if truth is None else np.asarray(truth), np.asarray(prediction)]
-    if any(m is not None and m.shape != image.shape[1:] for m in maps) or image.shape[0] not in (1, 3):
-        shapes = [None if m is None else m.shape for m in maps]
-        raise ValueError(f"image {image.shape}, truth {shapes[0]} and prediction {shapes[1]} do not fit together.")
-    panels, aspect = _panels(image, maps, affine, slices)
-    figure, axes = _figure(panels, aspect)
-    for axis, (name, picture, cut_truth, cut_prediction) in zip(axes, panels, strict=True):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
-        for mask, is_truth in ((cut_truth, True), (cut_prediction, False)):
-            if mask is not None:
-                _draw(axis, mask, labels, is_truth)
-        axis.set_title(name, color="0.75", fontsize=9)
+    image, maps = _checked(image, truth, prediction)
+    figure = _figure(*_panels(image, maps, affine, slices), labels)
     figure.suptitle(_headline(title, dice), color="white", fontsize=12, fontweight="bold", wrap=True)
     figure.legend(handles=_keys(labels, truth is not None), loc="outside lower center", ncols=6, fontsize=10,
                   frameon=False, labelcolor="white")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
+
+
+def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray) -> tuple[np.ndarray, list]:
+    """The image with channels in front, and the two maps."""
+    image, maps = np.asarray(image), [None if truth is None else np.asarray(truth), np.asarray(prediction)]
+    image = image if image.ndim > maps[1].ndim else image[None]
+    if any(m is not None and m.shape != image.shape[1:] for m in maps) or image.shape[0] not in (1, 3):
+        shapes = [None if m is None else m.shape for m in maps]
+        raise ValueError(f"image {image.shape}, truth {shapes[0]} and prediction {shapes[1]} do not fit together.")
+    return image, maps
 
 
 def _panels(image: np.ndarray, maps: list, affine: np.ndarray | None, slices: int) -> tuple[list[tuple], float]:
@@ -129,16 +127,21 @@ def _choose(maps: list, cut: int, slices: int) -> list[int]:
     return sorted({int(candidates[int(position)]) for position in positions})
 
 
-def _figure(panels: list[tuple], aspect: float) -> tuple[Figure, Any]:
+def _figure(panels: list[tuple], aspect: float, labels: Mapping[int, str]) -> Figure:
     rows, columns = panels[0][1].shape[:2]
     side = 2.9 if len(panels) > 1 else 5.0
     width, height = side * len(panels), side * rows * aspect / columns
     figure = Figure(figsize=(max(width, 4.5), height + 1.1), facecolor="black", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.01)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis in axes:
+    for axis, (name, picture, truth, prediction) in zip(axes, panels, strict=True):
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
+        for mask, is_truth in ((truth, True), (prediction, False)):
+            if mask is not None:
+                _draw(axis, mask, labels, is_truth)
+        axis.set_title(name, color="0.75", fontsize=9)
         axis.set_axis_off()
-    return figure, axes
+    return figure
 
 
 def _draw(axis: Axes, mask: np.ndarray, labels: Mapping[int, str], is_truth: bool) -> None:

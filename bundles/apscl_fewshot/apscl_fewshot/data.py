@@ -54,28 +54,27 @@ def read_datalist(
     if unknown:
         raise DataError(f"novel_labels {unknown} are not labels of {directory}; it has {dataset.labels}.")
     training, queries, supports = split_scans(dataset, fold, support)
-    queries = [{**item, "support": supports, "novel_labels": novel} for item in queries]
-    return {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": novel}
+    names = {label: dataset.labels[label] for label in novel}
+    queries = [{**item, "support": supports, "novel_labels": names} for item in queries]
+    return {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": names}
 
 
 class QueryDataset(Dataset):
     """Query scans to be segmented, each with its support scans: what validation and evaluation run on.
 
-    Items of ``data`` may name their ``support`` items and ``novel_labels``; without them (a list of images and labels
+    Items of ``data`` may name their ``support`` items and ``novel_labels`` (id to name); without them (a list of images and labels
     alone, as MONAI Label hands over) the first scan of the list supports the others, and the highest id is the class.
 
     Args:
         transform: deterministic; the image comes out at the network's size, the label at the scan's own.
-        names: label id to name.
     """
 
-    def __init__(self, data: Sequence[dict], transform: Callable, names: dict[int, str] | None = None) -> None:
+    def __init__(self, data: Sequence[dict], transform: Callable) -> None:
         self.queries = list(data)
         if self.queries and "support" not in self.queries[0]:
             rest = self.queries[1:] or self.queries
             self.queries = [{**item, "support": self.queries[:1]} for item in rest]
         self.transform = transform
-        self.names = names or {}
         self._scans: dict[str, dict] = {}
 
     def __len__(self) -> int:
@@ -84,10 +83,9 @@ class QueryDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.queries[index]
         scan = self._scan(item)
-        novel = item.get("novel_labels") or [int(self._scan(item["support"][0])["label"].max())]
-        names = {label: self.names.get(label, f"label {label}") for label in novel}
         supports = [self._scan(support) for support in item["support"]]
-        return {**scan, "support": supports, "novel_labels": list(novel), "names": names}
+        highest = max(int(support["label"].max()) for support in supports)
+        return {**scan, "support": supports, "novel_labels": item.get("novel_labels") or {highest: f"label {highest}"}}
 
     def _scan(self, item: dict) -> dict[str, Any]:
         """A transformed scan; every scan is read once."""

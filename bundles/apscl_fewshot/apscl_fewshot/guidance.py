@@ -81,7 +81,7 @@ class MutualGuidanceHead(nn.Module):
     """
 
     def __init__(
-        self, guidance: MutualGuidance, feat_dim: int = 256, mgd_dim: int = 256, projection: str = "shared",
+        self, guidance: MutualGuidance | None = None, feat_dim: int = 256, mgd_dim: int = 256, projection: str = "shared",
         cos_scale: float = 20.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -105,5 +105,7 @@ class MutualGuidanceHead(nn.Module):
         return {"prototypes": class_prototypes(projected, masks), "guide": projected.float().mean(0)}
 
     def decode(self, features: torch.Tensor, code: Code) -> torch.Tensor:
-        guided = self.guidance(self.query_projection(features), code["guide"])
-        return cosine_logits(guided, code["prototypes"], self.cos_scale)
+        projected = self.query_projection(features)
+        if self.guidance is not None:
+            projected = self.guidance(projected, code["guide"])
+        return cosine_logits(projected, code["prototypes"], self.cos_scale)

@@ -35,7 +35,7 @@ def class_prototypes(features: torch.Tensor, masks: torch.Tensor) -> torch.Tenso
     return torch.stack([masked_mean(features, 1 - weights), masked_mean(features, weights)])
 
 
-def cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+def cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: float) -> torch.Tensor:
     """Scaled cosine of every position with every prototype: ``(Q, P, h, w)``, in float32 (Huang et al., Eq. 12)."""
     features = F.normalize(features.float(), dim=1)
     return scale * torch.einsum("qahw,pa->qphw", features, F.normalize(prototypes.float(), dim=1))

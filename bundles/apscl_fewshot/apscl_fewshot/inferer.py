@@ -86,9 +86,14 @@ class SupportedNetwork(FewShotNetwork):
     """
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, prior: nn.Module | None = None, support: Support | None = None
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        prior: nn.Module | None = None,
+        position: nn.Module | None = None,
+        support: Support | None = None,
     ) -> None:
-        super().__init__(encoder, head, prior)
+        super().__init__(encoder, head, prior, position)
         self.support = support
         if support is not None:
             self.refresh()
@@ -100,14 +105,14 @@ class SupportedNetwork(FewShotNetwork):
         self.eval()
         bank = SupportBank(self, self.support.scans, self.support.labels, self.support.parts)
         self.train(training)
-        for name in bank.codes[bank.labels[0]][0]:
-            stacked = torch.stack([torch.stack([code[name] for code in bank.codes[label]]) for label in bank.labels])
-            self.register_buffer(f"bank_{name}", stacked, persistent=False)
+        for name in ("prototypes", "guide", "position"):
+            rows = [[code.get(name, torch.zeros(0)) for code in bank.codes[label]] for label in bank.labels]
+            self.register_buffer(f"bank_{name}", torch.stack([torch.stack(row) for row in rows]), persistent=False)
         keys = torch.stack([torch.stack(bank.keys[label]) for label in bank.labels])
         self.register_buffer("bank_keys", keys, persistent=False)
 
     def forward(self, image: torch.Tensor, sample: bool = False) -> torch.Tensor:
-        features = self.embed(image, sample)
+        features, frames = self.embed(image, sample)
         key = slice_key(features)
         size = [image.shape[2], image.shape[3]]
         every = torch.arange(image.shape[0], device=image.device)
@@ -116,9 +121,11 @@ class SupportedNetwork(FewShotNetwork):
             odds = []
             for p in range(self.bank_keys.shape[1]):
                 code = {
-                    "prototypes": self.bank_prototypes[n, p], "guide": self.bank_guide[n, p], "mask": self.bank_mask[n, p]
-                }  # fmt: skip
-                pair = self.decode(features, code, size)
+                    "prototypes": self.bank_prototypes[n, p],
+                    "guide": self.bank_guide[n, p],
+                    "position": self.bank_position[n, p],
+                }
+                pair = self.decode(features, frames, code, size)
                 odds.append(pair[:, 1] - pair[:, 0])
             part = (key @ self.bank_keys[n].t()).argmax(dim=1)
             logits.append(torch.stack(odds)[part, every])

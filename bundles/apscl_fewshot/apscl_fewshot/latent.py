@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-LOGVAR_RANGE = (-10.0, 10.0)
 
 
 class LatentBlock(nn.Module):
@@ -37,7 +36,7 @@ class LatentBlock(nn.Module):
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, logvar = self.layers(self.pool(features).flatten(1)).chunk(2, dim=1)
-        return mean, logvar.clamp(LOGVAR_RANGE[0], LOGVAR_RANGE[1])
+        return mean, logvar.clamp(-10.0, 10.0)
 
 
 def sample_latent(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:

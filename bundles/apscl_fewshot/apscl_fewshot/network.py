@@ -8,6 +8,7 @@ from torch import nn
 
 from .heads import Code
 from .latent import sample_latent
+from .position import body_frame
 
 LATENTS = ("prior", "posterior", "mix")
 
@@ -54,31 +55,46 @@ class FewShotNetwork(nn.Module):
         encoder: image to features ``(B, A, h, w)``.
         head: see :mod:`apscl_fewshot.heads`.
         prior: :class:`AnatomicalPrior` or null.
+        position: :class:`~apscl_fewshot.position.PositionPrior` or null; it acts in evaluation mode alone.
 
     Shape:
         support ``(B, S, C, H, W)``, support masks ``(B, S, 1, H, W)``, query ``(B, C, H, W)``; logits ``(B, 2, H, W)``
         for background and foreground.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, prior: nn.Module | None = None) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: nn.Module, prior: nn.Module | None = None, position: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.prior = prior
+        self.position = position
 
-    def embed(self, images: torch.Tensor, sample: bool = False) -> torch.Tensor:
-        """Features ``(B, A, h, w)`` of images ``(B, C, H, W)``: the costly part, shared by classes, shots and parts."""
+    def embed(self, images: torch.Tensor, sample: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features ``(B, A, h, w)`` and body frames ``(B, 4)`` of images ``(B, C, H, W)``.
+
+        This is the costly part; classes, shots and parts share it.
+        """
         features = self.encoder(images)
         if self.prior is not None:
             features = self.prior(features, sample)[0]
-        return features
+        return features, body_frame(images)
 
-    def condition(self, features: torch.Tensor, masks: torch.Tensor) -> Code:
-        return self.head.condition(features, masks)
+    def condition(self, features: torch.Tensor, frames: torch.Tensor, masks: torch.Tensor) -> Code:
+        """What S embedded support images with masks ``(S, 1, H, W)`` teach of one class."""
+        code = self.head.condition(features, masks)
+        if self.position is not None:
+            code["position"] = self.position.condition(masks, frames)
+        return code
 
-    def decode(self, features: torch.Tensor, code: Code, size: list[int]) -> torch.Tensor:
-        logits = self.head.decode(features, code)
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    def decode(self, features: torch.Tensor, frames: torch.Tensor, code: Code, size: list[int]) -> torch.Tensor:
+        """Logits ``(Q, 2, *size)`` of Q embedded queries."""
+        logits = F.interpolate(self.head.decode(features, code), size=size, mode="bilinear", align_corners=False)
+        if self.position is not None and not self.training:
+            prior = self.position(code["position"], frames, size)
+            logits = torch.stack([logits[:, 0], logits[:, 1] + prior], dim=1)
+        return logits
 
     def forward(
         self,
@@ -89,14 +105,15 @@ class FewShotNetwork(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """One episode a batch entry: logits, features of the B*S supports then the B queries, their latents if any."""
         batch, shots = support.shape[:2]
-        features = self.encoder(torch.cat([support.flatten(0, 1), query]))
+        images = torch.cat([support.flatten(0, 1), query])
+        features, frames = self.encoder(images), body_frame(images)
         latents = None
         if self.prior is not None:
             features, mean, logvar = self.prior(features, self.training, label_latent)
             latents = (mean, logvar)
-        supports, queries = features[: batch * shots].unflatten(0, (batch, shots)), features[batch * shots :]
-        size = list(query.shape[2:])
-        logits = [
-            self.decode(queries[i : i + 1], self.condition(supports[i], support_masks[i]), size) for i in range(batch)
-        ]
+        logits = []
+        for i in range(batch):
+            s, q = slice(i * shots, (i + 1) * shots), slice(batch * shots + i, batch * shots + i + 1)
+            code = self.condition(features[s], frames[s], support_masks[i])
+            logits.append(self.decode(features[q], frames[q], code, list(query.shape[2:])))
         return torch.cat(logits), features, latents

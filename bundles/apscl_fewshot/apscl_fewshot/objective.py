@@ -204,8 +204,9 @@ class Objective(nn.Module):
         size = list(logits.shape[2:])
         losses = []
         for i in range(episodes):
-            code = network.condition(features[episodes * shots + i][None], predicted[i : i + 1])
-            support = network.decode(features[i * shots : (i + 1) * shots], code, size)
+            code = network.head.condition(features[episodes * shots + i][None], predicted[i : i + 1])
+            support = network.head.decode(features[i * shots : (i + 1) * shots], code)
+            support = F.interpolate(support, size=size, mode="bilinear", align_corners=False)
             losses.append(self._cross_entropy(support, batch["support_mask"][i]))
         return torch.stack(losses).mean()
 

@@ -86,8 +86,8 @@ def draw_abdomen(canvas: Canvas) -> None:
 def smooth_noise(rng: np.random.Generator, shape: tuple, spacing: tuple, sigma: float) -> np.ndarray:
     """Periodic Gaussian noise of unit deviation, smoothed with a Gaussian of ``sigma`` mm through the spectrum."""
     spectrum = np.fft.rfftn(rng.standard_normal(shape, np.float32))
-    frequencies = [np.fft.fftfreq(n, d) for n, d in zip(shape[:-1], spacing)] + [np.fft.rfftfreq(shape[-1], spacing[-1])]
-    for axis, frequency in enumerate(frequencies):
+    for axis, (size, step) in enumerate(zip(shape, spacing, strict=True)):
+        frequency = np.fft.rfftfreq(size, step) if axis == len(shape) - 1 else np.fft.fftfreq(size, step)
         gain = np.exp(-2 * (np.pi * sigma * frequency) ** 2)
         spectrum *= gain.astype(np.float32).reshape([-1 if axis == other else 1 for other in range(len(shape))])
     noise = np.fft.irfftn(spectrum, shape, axes=range(len(shape)))
@@ -120,8 +120,10 @@ def _near(rng: np.random.Generator, place: tuple, move: float, grow: float, turn
 
 
 def _trunk(canvas: Canvas) -> np.ndarray:
-    """Skin, fat (dark, as fat is suppressed), the ring of muscle, the fat of the cavity and the lungs' bases; returns the
-    distance to the cavity's wall, which holds the organs in."""
+    """Skin, fat (dark, as it is suppressed), the ring of muscle, the fat of the cavity, the lungs' bases.
+
+    Returns the distance to the wall of the cavity, which holds the organs in.
+    """
     rng, tall = canvas.rng, FAR
     width, depth = 138, 98
     fat, muscle = rng.uniform(5, 16), rng.uniform(7, 12)
@@ -144,7 +146,8 @@ def _bowel(canvas: Canvas) -> None:
         centre = (rng.uniform(-84, 84), rng.uniform(-8, 64), rng.uniform(-100, 8))
         loop = canvas.ellipsoid(centre, rng.uniform(8, 20, 3), rng.uniform(0, 180), dent=2.0)
         canvas.paint(loop, rng.uniform(60, 90), 8)
-        canvas.paint(loop - rng.uniform(3, 6), rng.choice([rng.uniform(50, 130), rng.uniform(130, 245)], p=[0.8, 0.2]), 12)
+        content = rng.uniform(130, 245) if rng.random() < 0.2 else rng.uniform(50, 130)
+        canvas.paint(loop - rng.uniform(3, 6), content, 12)
     for side, height in ((-1, -62), (1, -46)):
         colon = canvas.ellipsoid((side * rng.uniform(82, 100), rng.uniform(-22, 14), height), (17, 18, 46), dent=3.0)
         canvas.paint(colon, 75, 8)
@@ -183,7 +186,7 @@ def _organs(canvas: Canvas, cavity: np.ndarray) -> None:
     place = _near(rng, SPLEEN, 9, 0.16, 20)
     hollow = canvas.ellipsoid(np.add(place["centre"], (-34, 14, 0)), place["radii"] * (0.8, 0.75, 1.1), place["turn"])
     spleen = np.minimum(np.minimum(canvas.ellipsoid(**place, dent=3.5), -hollow), cavity)
-    canvas.paint(spleen, rng.uniform(150, 170), 5, organ=4)
+    canvas.paint(spleen, rng.uniform(156, 170), 5, organ=4)
     for organ, average in KIDNEYS.items():
         _kidney(canvas, organ, average)
 
@@ -191,8 +194,8 @@ def _organs(canvas: Canvas, cavity: np.ndarray) -> None:
 def _kidney(canvas: Canvas, organ: int, average: tuple) -> None:
     """A bright bean: cortex, mottled medulla, and on its inner side the sinus, which belongs to no organ."""
     rng, side = canvas.rng, 1 if organ == 3 else -1
-    place = _near(rng, average, 10, 0.16, 20)
-    body, cortex = canvas.ellipsoid(**place, dent=2.0), rng.uniform(190, 215)
+    place = _near(rng, average, 12, 0.16, 20)
+    body, cortex = canvas.ellipsoid(**place, dent=2.0), rng.uniform(195, 212)
     canvas.paint(body, cortex, 8, organ=organ)
     canvas.paint(body - 6, cortex - rng.uniform(10, 35), 26, organ=organ)
     hilum = np.add(place["centre"], (-side * 0.75 * place["radii"][0], 5, 0))

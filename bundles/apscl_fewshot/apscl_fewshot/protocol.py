@@ -15,6 +15,7 @@ from common.data import DataError
 from .data import part_of
 from .heads import Code
 
+Embedded = tuple[torch.Tensor, torch.Tensor]  # features and body frames of a stack of slices
 PROTOCOLS = {"parts3": 3, "ep2": 1, "no_oracle": 3}  # name: support slices per scan
 
 
@@ -45,14 +46,15 @@ class SupportBank:
         images = torch.stack([scans[index]["image"][z] for index, z in needed]).to(device)
         place = {row: position for position, row in enumerate(needed)}
         with torch.no_grad():
-            self.features = network.embed(images)
+            embedded, frames = network.embed(images)
             self.codes: dict[int, list[Code]] = {label: [] for label in self.labels}
             self.keys: dict[int, list[torch.Tensor]] = {label: [] for label in self.labels}
             for label, shots in rows.items():
                 for shot in shots:
-                    features = self.features[[place[row] for row in shot]]
+                    chosen = [place[row] for row in shot]
+                    features = embedded[chosen]
                     masks = torch.stack([(scans[index]["label"][z] == label)[None].float() for index, z in shot])
-                    self.codes[label].append(network.condition(features, masks.to(device)))
+                    self.codes[label].append(network.condition(features, frames[chosen], masks.to(device)))
                     self.keys[label].append(slice_key(features).mean(0))
 
 
@@ -85,28 +87,24 @@ def slice_key(features: torch.Tensor) -> torch.Tensor:
     return F.normalize(pooled - pooled.mean(1, keepdim=True), dim=1)
 
 
-def log_odds(network: nn.Module, features: torch.Tensor, codes: Sequence[Code], size: Sequence[int]) -> torch.Tensor:
-    """Foreground minus background logit for every part: ``(parts, D, *size)``."""
-    logits = torch.stack([network.decode(features, code, list(size)) for code in codes])
-    return logits[:, :, 1] - logits[:, :, 0]
-
-
 def segment(
-    network: nn.Module, bank: SupportBank, features: torch.Tensor, label: int, size: Sequence[int], parts: Any = None
+    network: nn.Module, bank: SupportBank, embedded: Embedded, label: int, size: Sequence[int], parts: Any = None
 ) -> torch.Tensor:
-    """Log-odds ``(D, *size)`` of one class for the slices whose ``features`` are given.
+    """Log-odds ``(D, *size)`` of one class for D embedded slices.
 
     ``parts`` gives each slice's part; without it (no oracle) a slice takes the part whose support slice looks most
     like it.
     """
-    odds = log_odds(network, features, bank.codes[label], size)
+    features, frames = embedded
+    logits = torch.stack([network.decode(features, frames, code, list(size)) for code in bank.codes[label]])
+    odds = logits[:, :, 1] - logits[:, :, 0]
     if parts is None:
         parts = (slice_key(features) @ torch.stack(bank.keys[label]).T).argmax(1)
     return odds[torch.as_tensor(parts, device=odds.device), torch.arange(len(features), device=odds.device)]
 
 
 def predict(
-    network: nn.Module, bank: SupportBank, features: torch.Tensor, truth: torch.Tensor, label: int, protocol: str
+    network: nn.Module, bank: SupportBank, embedded: Embedded, truth: torch.Tensor, label: int, protocol: str
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Binary prediction and truth ``(D', H', W')`` over the slices that the protocol scores, and the first of them.
 
@@ -120,10 +118,11 @@ def predict(
     if protocol == "parts3":
         first, last = extent(truth)
         parts = part_of(np.arange(first, last + 1), first, last)
-        odds = segment(network, bank, features[first : last + 1], label, size, parts)
+        inside = tuple(part[first : last + 1] for part in embedded)
+        odds = segment(network, bank, inside, label, size, parts)
         return odds > 0, truth[first : last + 1], first
-    parts = np.zeros(len(features), int) if protocol == "ep2" else None
-    return segment(network, bank, features, label, size, parts) > 0, truth, 0
+    parts = np.zeros(len(truth), int) if protocol == "ep2" else None
+    return segment(network, bank, embedded, label, size, parts) > 0, truth, 0
 
 
 def copy_mask(scan: dict, truth: torch.Tensor, label: int, protocol: str) -> torch.Tensor:

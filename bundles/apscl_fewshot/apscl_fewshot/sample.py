@@ -1,4 +1,4 @@
-"""Sample data: twelve seeded abdominal phantoms, one of them the annotated scan that the other organs' masks come from."""
+"""Sample data: twelve seeded abdominal phantoms, one of them the annotated scan that masks are taken from."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def generate_sample_data(directory: str | os.PathLike, seed: int = 0) -> Path:
     Returns:
         The folder: ``training`` 8 scans, ``validation`` 3; ``support/`` has 1 in ``training``.
     """
-    about = {"description": "Synthetic abdomens in the look of fat-suppressed T2 MRI", "licence": "CC0-1.0"}
+    about = {"description": "Synthetic abdomens in the look of fat-suppressed T2 MRI", "licence": "Apache-2.0"}
     numbers = iter(range(1, TRAINING + VALIDATION + 2))
 
     def subjects(count: int) -> Iterator[Case]:
-        return (draw_subject(f"phantom_{next(numbers):02d}", seed) for _ in range(count))
+        return (draw_subject(next(numbers), seed) for _ in range(count))
 
     with atomic_folder(directory) as root:
         modality = {"0": "synthetic T2 MRI"}
@@ -46,9 +46,9 @@ def generate_sample_data(directory: str | os.PathLike, seed: int = 0) -> Path:
     return Path(directory)
 
 
-def draw_subject(name: str, seed: int) -> Case:
-    """One subject's scan and label; the last two digits of ``name`` and ``seed`` decide who it is."""
-    rng = np.random.default_rng([seed, int(name[-2:])])
+def draw_subject(number: int, seed: int) -> Case:
+    """The scan and label of one subject, who depends on ``seed`` and ``number`` alone."""
+    rng = np.random.default_rng([seed, number])
     fine_shape, fine_spacing = (*SHAPE[:2], SHAPE[2] * SLABS), (*SPACING[:2], SPACING[2] / SLABS)
     points = _subject_points(rng, fine_shape, fine_spacing)
     lumps = smooth_noise(rng, fine_shape, fine_spacing, sigma=12)
@@ -57,17 +57,18 @@ def draw_subject(name: str, seed: int) -> Case:
     draw_abdomen(canvas)
     tissue = canvas.image.reshape(*SHAPE, SLABS).mean(-1)
     shares = canvas.shares.reshape(-1, *SHAPE, SLABS).mean(-1)
-    return Case(name, _scan(rng, tissue), shares.argmax(0).astype(np.uint8), AFFINE)
+    return Case(f"phantom_{number:02d}", _scan(rng, tissue), shares.argmax(0).astype(np.uint8), AFFINE)
 
 
 def _subject_points(rng: np.random.Generator, shape: tuple, spacing: tuple) -> np.ndarray:
     """Where each voxel lies in the subject: pose (turn, shift, size) and a smooth bend of up to about 2 cm."""
-    axes = [((np.arange(n) - (n - 1) / 2) * d).astype(np.float32) for n, d in zip(shape, spacing)]
+    axes = [((np.arange(n) - (n - 1) / 2) * d).astype(np.float32) for n, d in zip(shape, spacing, strict=True)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"))
     turn = np.deg2rad(rng.uniform(-8, 8))
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
     size = rng.uniform(0.98, 1.14) * rng.uniform(0.93, 1.07, 3)
-    x, y, z = (line - shift for line, shift in zip(grid, rng.uniform(-1, 1, 3) * (11, 9, 8)))
+    shift = rng.uniform(-1, 1, 3) * (12, 10, 9)
+    x, y, z = grid - shift.astype(np.float32).reshape(3, 1, 1, 1)
     points = np.stack([cos * x + sin * y, cos * y - sin * x, z]).astype(np.float32)
     for axis, strength in enumerate((6, 6, 5)):
         points[axis] /= np.float32(size[axis])
@@ -76,7 +77,7 @@ def _subject_points(rng: np.random.Generator, shape: tuple, spacing: tuple) -> n
 
 
 def _scan(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
-    """What a scanner makes of tissue: contrast curve, coil shading, Rician noise, 8 bits up to the 99.5th percentile."""
+    """What a scanner makes of tissue: contrast curve, coil shading, Rician noise, 255 at the 99.5th percentile."""
     curve = 255 * (np.clip(tissue, 0, 255) / 255) ** rng.uniform(0.9, 1.1)
     shaded = curve * np.exp(rng.uniform(0.03, 0.08) * smooth_noise(rng, SHAPE, SPACING, sigma=70))
     level = rng.uniform(3, 6)

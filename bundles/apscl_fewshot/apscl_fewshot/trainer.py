@@ -14,6 +14,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
+from tqdm import tqdm
 
 from common.engine import load_checkpoint
 from common.report import format_table, save_overlay, score_structure, summarise, write_cases_csv
@@ -34,16 +35,17 @@ class FewShotTrainer(SupervisedTrainer):
         kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
     """
 
-    def __init__(self, grad_clip: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, grad_clip: float | None = None, amp: bool = False, **kwargs: Any) -> None:
         super().__init__(decollate=False, **kwargs)
         self.grad_clip = grad_clip
+        self.bfloat16 = amp
 
     def _iteration(self, engine: FewShotTrainer, batchdata: dict[str, Any]) -> dict[str, torch.Tensor]:
         device = engine.state.device
         batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batchdata.items()}
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=engine.amp):
+        with torch.autocast(device.type, torch.bfloat16, enabled=engine.bfloat16):
             logits, terms = engine.loss_function(engine.network, batch)
         engine.state.output = {Keys.IMAGE: batch["query"], Keys.LABEL: batch["query_mask"], Keys.PRED: logits, **terms}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
@@ -76,34 +78,41 @@ class FewShotEvaluator(SupervisedEvaluator):
         kwargs: as :class:`monai.engines.SupervisedEvaluator`.
     """
 
-    def __init__(self, protocols: Sequence[str] = ("parts3", "ep2", "no_oracle"), shots: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        protocols: Sequence[str] = ("parts3", "ep2", "no_oracle"),
+        shots: int = 1,
+        amp: bool = False,
+        **kwargs: Any,
+    ) -> None:
         unknown = [name for name in protocols if name not in PROTOCOLS]
         if unknown:
             raise ValueError(f"unknown protocols {unknown}; there are {list(PROTOCOLS)}.")
         super().__init__(decollate=False, **kwargs)
         self.protocols = list(protocols)
         self.shots = shots
-        self.reporting = False
+        self.bfloat16 = amp
         self._banks: dict[tuple, SupportBank] = {}
         self.add_event_handler(Events.STARTED, lambda engine: engine._banks.clear())  # the network has changed
 
     def _iteration(self, engine: FewShotEvaluator, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
-        engine.network.eval()
-        engine.state.output = []
-        with torch.no_grad(), torch.autocast(engine.state.device.type, torch.bfloat16, enabled=engine.amp):
-            features = engine.network.embed(batchdata["image"].to(engine.state.device))
-            supports = batchdata["support"]
-            banks = [supports] if engine.shots == 0 else [[support] for support in supports]
-            protocols = engine.protocols if engine.reporting else engine.protocols[:1]
-            for scans in banks:
-                for protocol in protocols:
-                    engine.state.output += engine._segment(batchdata, features, scans, protocol)
+        engine.state.output = engine.segment_query(batchdata, engine.protocols[:1])
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
-    def _segment(self, query: dict, features: torch.Tensor, scans: list[dict], protocol: str) -> list[dict[str, Any]]:
-        labels, support = query["novel_labels"], "+".join(scan["case"] for scan in scans)
+    def segment_query(self, query: dict[str, Any], protocols: Sequence[str]) -> list[dict[str, Any]]:
+        """An entry for every protocol, novel label and bank of one query scan, which is encoded once."""
+        self.network.eval()
+        device, supports = self.state.device, query["support"]
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            embedded = self.network.embed(query["image"].to(device))
+            banks = [supports] if self.shots == 0 else [[support] for support in supports]
+            pairs = [(scans, protocol) for scans in banks for protocol in protocols]
+            return [entry for scans, protocol in pairs for entry in self._segment(query, embedded, scans, protocol)]
+
+    def _segment(self, query: dict, embedded: tuple, scans: list[dict], protocol: str) -> list[dict[str, Any]]:
+        labels, support = list(query["novel_labels"]), "+".join(scan["case"] for scan in scans)
         parts = PROTOCOLS[protocol]
         key = (support, tuple(labels), parts)
         if key not in self._banks:
@@ -112,35 +121,34 @@ class FewShotEvaluator(SupervisedEvaluator):
         for label in labels:
             if protocol == "parts3" and not (query["label"] == label).any():
                 continue  # the protocol needs the organ's extent, and there is none
-            predicted, truth, first = predict(self.network, self._banks[key], features, query["label"], label, protocol)
+            predicted, truth, first = predict(self.network, self._banks[key], embedded, query["label"], label, protocol)
             copied = copy_mask(scans[0], query["label"], label, protocol)
             volumes = {Keys.PRED: predicted, Keys.LABEL: truth, "copy": copied}
-            names = {"case": query["case"], "support": support, "protocol": protocol, "structure": query["names"][label]}
+            names = {"case": query["case"], "support": support, "protocol": protocol, "structure": query["novel_labels"][label]}
             entries.append({k: v.permute(1, 2, 0)[None].float() for k, v in volumes.items()} | names | {"first": first})
         return entries
 
-    def report(self, model_file: str, output_dir: str, pictures: int = 4) -> list[dict[str, Any]]:
+    def report(
+        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True
+    ) -> list[dict[str, Any]]:
         """Score the saved model under every protocol: ``cases.csv``, ``summary.md`` and overlay pictures in ``output_dir``.
 
-        Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``).
+        Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``). Without
+        ``distances`` HD95 and ASD, most of the time of a report, are left out.
         """
-        weights = load_checkpoint(model_file)
-        self.network.load_state_dict(weights)
+        self.network.load_state_dict(load_checkpoint(model_file))
+        self._banks.clear()
         rows: list[dict[str, Any]] = []
         folder = Path(output_dir)
-
-        def collect(engine: FewShotEvaluator) -> None:
-            for entry in engine.state.output:
-                rows.append(entry_row(entry, engine.state.batch))
-                if entry["protocol"] == self.protocols[0] and len(list(folder.glob("overlay_*.png"))) < pictures:
-                    draw_entry(entry, engine.state.batch, rows[-1]["dice"], folder)
-
         for old in folder.glob("overlay_*.png"):
             old.unlink()
-        self.reporting = True
-        with self.add_event_handler(Events.ITERATION_COMPLETED, collect):
-            self.run()
-        self.reporting = False
+        drawn = 0
+        for query in tqdm(self.data_loader, desc="scoring", unit="scan", disable=None):
+            for entry in self.segment_query(query, self.protocols):
+                rows.append(entry_row(entry, query, distances))
+                if entry["protocol"] == self.protocols[0] and drawn < pictures:
+                    draw_entry(entry, query, rows[-1]["dice"], folder)
+                    drawn += 1
         write_cases_csv(rows, folder / "cases.csv")
         table = format_table(summarise(rows, by=("protocol", "structure")))
         floor = format_floor(rows)
@@ -149,12 +157,12 @@ class FewShotEvaluator(SupervisedEvaluator):
         return rows
 
 
-def entry_row(entry: dict[str, Any], query: dict[str, Any]) -> dict[str, Any]:
+def entry_row(entry: dict[str, Any], query: dict[str, Any], distances: bool) -> dict[str, Any]:
     """One line of the report for one prediction of a :class:`FewShotEvaluator`."""
     predicted, truth, copied = (entry[key][0].cpu().numpy() > 0 for key in (Keys.PRED, Keys.LABEL, "copy"))
     names = {key: entry[key] for key in ("case", "support", "protocol", "structure")}
-    copy = score_structure(copied, truth, query["spacing"])["dice"] if truth.any() else float("nan")
-    return {**names, **score_structure(predicted, truth, query["spacing"]), "copy_dice": copy}
+    copy = score_structure(copied, truth, query["spacing"], distances=False)["dice"]
+    return {**names, **score_structure(predicted, truth, query["spacing"], distances), "copy_dice": copy}
 
 
 def draw_entry(entry: dict[str, Any], query: dict[str, Any], dice: float, folder: Path) -> None:

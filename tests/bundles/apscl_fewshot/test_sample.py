@@ -3,10 +3,10 @@ import hashlib
 import nibabel as nib
 import numpy as np
 import pytest
+from apscl_fewshot.phantom import ORGANS
+from apscl_fewshot.sample import draw_subject, generate_sample_data
 from scipy import ndimage
 
-from apscl_fewshot.phantom import ORGANS, smooth_noise
-from apscl_fewshot.sample import draw_subject, generate_sample_data
 from common.data.check import check_dataset
 from common.data.dataset import read_dataset
 
@@ -89,19 +89,14 @@ def copied(support, query, organ):
     return 2 * (guess & (query == organ)).sum() / (guess.sum() + (query == organ).sum())
 
 
-def test_copying_the_mask_of_another_scan_scores_badly(scans):
-    labels = [label for _, label in scans]
-    for organ in (RIGHT_KIDNEY, LEFT_KIDNEY, SPLEEN):
-        scores = [copied(one, other, organ) for one in labels for other in labels if one is not other]
-        assert np.mean(scores) < 0.5, ORGANS[organ]
+def test_copying_the_mask_of_the_support_scan_scores_badly(scans):
+    *queries, support = [label for _, label in scans]
+    floor = {organ: np.mean([copied(support, query, organ) for query in queries]) for organ in ORGANS}
+    assert max(floor[organ] for organ in (RIGHT_KIDNEY, LEFT_KIDNEY, SPLEEN)) < 0.5 and floor[LIVER] < 0.65, floor
 
 
-def test_edges_are_mixtures_and_air_is_noise(scans):
-    for image, label in scans:
-        kidney = label == LEFT_KIDNEY
-        core = ndimage.binary_erosion(kidney, iterations=2)
-        rim = kidney & ~ndimage.binary_erosion(kidney, np.ones((3, 3, 1)))
-        assert image[rim].mean() < 0.92 * image[core].mean()
+def test_air_is_noise_without_anatomy(scans):
+    for image, _ in scans:
         corner = image[:6, :6]
         assert 0 < corner.std() < 10 and corner.mean() < 25
 
@@ -109,17 +104,17 @@ def test_edges_are_mixtures_and_air_is_noise(scans):
 def test_the_seed_decides_every_byte():
     digests = []
     for seed in (5, 5, 6):
-        case = draw_subject("phantom_03", seed)
+        case = draw_subject(3, seed)
         digests.append(hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest())
     assert digests[0] == digests[1] != digests[2]
-    assert not np.array_equal(draw_subject("phantom_03", 5).label, draw_subject("phantom_04", 5).label)
+    assert not np.array_equal(draw_subject(3, 5).label, draw_subject(4, 5).label)
 
 
 def test_generation_does_not_depend_on_or_change_the_global_generator():
     np.random.seed(1)
-    first, state = draw_subject("phantom_01", 0).image, np.random.get_state()[1].copy()
+    first, state = draw_subject(1, 0).image, np.random.get_state()[1].copy()
     np.random.seed(2)
-    assert np.array_equal(first, draw_subject("phantom_01", 0).image)
+    assert np.array_equal(first, draw_subject(1, 0).image)
     np.random.seed(1)
     assert np.array_equal(state, np.random.get_state()[1])
 
@@ -129,11 +124,3 @@ def test_existing_data_is_not_overwritten(folder):
     with pytest.raises(FileExistsError):
         generate_sample_data(folder)
     assert (folder / "dataset.json").stat().st_mtime_ns == before
-
-
-def test_smooth_noise_is_smooth_in_millimetres():
-    noise = smooth_noise(np.random.default_rng(0), (32, 32, 64), (2.0, 2.0, 1.0), sigma=3)
-    assert abs(noise.mean()) < 1e-5 and abs(noise.std() - 1) < 1e-5
-    # white noise smoothed with sigma s has the correlation exp(-d^2 / 4 s^2) at the distance d
-    for axis, step in ((0, 2), (2, 4)):
-        assert abs((noise * np.roll(noise, step, axis)).mean() - np.exp(-16 / 36)) < 0.1

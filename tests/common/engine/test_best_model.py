@@ -80,3 +80,19 @@ def test_a_worse_second_validation_of_the_same_epoch_is_not_saved(build, tmp_pat
     metric[1] = 0.6
     run.evaluator.run(1)
     assert run.model.read_bytes() != before
+
+
+def test_without_validation_the_model_of_an_older_run_is_replaced_too(build, tmp_path):
+    build(tmp_path, max_epochs=1).trainer.run()
+    run = build(tmp_path, max_epochs=2, metric={})
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
+
+
+def test_a_resumed_run_whose_best_model_is_gone_leaves_a_model(build, tmp_path, caplog):
+    build(tmp_path, max_epochs=2).trainer.run()
+    (tmp_path / "model.pt").unlink()
+    run = build(tmp_path, max_epochs=3, resume=True)
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
+    assert "no best model at" in caplog.text

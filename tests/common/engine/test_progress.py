@@ -59,3 +59,12 @@ def test_handlers_of_the_root_logger_come_back_after_an_error(build, tmp_path, m
     with pytest.raises(KeyError, match="2"):
         run.trainer.run()
     assert logging.root.handlers == before
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_was(run_logged, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run_logged(max_epochs=2)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run_logged(max_epochs=4, resume=True)
+    shown = sys.stderr.getvalue()
+    assert "8/16" in shown and "16/16" in shown and " 0/16" not in shown

@@ -1,0 +1,114 @@
+"""``python -m tools COMMAND``: the command line of the collection."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import fire
+
+
+class Tools:
+    """Run it in the folder of the repository. `python -m tools COMMAND --help` explains a command."""
+
+    # A command's module is imported when the command is called: half of them need torch, which takes seconds.
+
+    def sample(self, bundle: str, output: str | None = None, seed: int = 0) -> None:
+        """Generate the sample data of a bundle.
+
+        Args:
+            bundle: name of a folder in bundles/, such as apscl_fewshot.
+            output: folder to create; by default the bundle's own sample_data, where training looks for it.
+            seed: which data; training without any override uses 0.
+        """
+        from tools.sample import sample
+
+        sample(bundle, output, seed)
+
+    def check(self, bundle: str, dataset_dir: str) -> None:
+        """Check a data set for a bundle: every bad case at once, or a summary.
+
+        Args:
+            bundle: name of a folder in bundles/.
+            dataset_dir: the folder that holds dataset.json.
+        """
+        from tools.check import check
+
+        check(bundle, dataset_dir)
+
+    def preview(self, bundle: str, dataset_dir: str | None = None, output: str | None = None, cases: int = 4) -> None:
+        """Draw the labels of a data set over its images: look at your data before you train.
+
+        Args:
+            bundle: name of a folder in bundles/.
+            dataset_dir: the folder that holds dataset.json; by default the bundle's sample data.
+            output: folder for the pictures; by default one named after the data set in the bundle's eval/preview.
+            cases: how many cases, spread evenly over the labelled ones.
+        """
+        from tools.preview import preview
+
+        preview(bundle, dataset_dir, output, cases)
+
+    def prepare(self, name: str, source: str, output: str) -> None:
+        """Turn a public data set, as its users download it, into a folder to train on.
+
+        Args:
+            name: which data set; a wrong name lists them.
+            source: the unpacked download; never written to.
+            output: folder to create, for --dataset_dir.
+        """
+        from tools.prepare import prepare
+
+        prepare(name, source, output)
+
+    def compare(
+        self,
+        bundle: str,
+        dataset_dir: str,
+        output: str | None = None,
+        group: str = "variants",
+        variants: str | None = None,
+        seeds: str | None = None,
+        folds: str | None = None,
+        labels: str | None = None,
+        processes: int = 1,
+        config: str | None = None,
+        **overrides: str,
+    ) -> None:
+        """Train a method and its rivals under one protocol; print their table. Goes on where it was stopped.
+
+        Args:
+            bundle: name of a folder in bundles/; its configs/compare.json says what is compared.
+            dataset_dir: the folder that holds dataset.json.
+            output: folder of the runs and the table; by default named after the data set in the bundle's eval/compare.
+            group: which group of compare.json, such as ablation.
+            variants: some of the group, such as APSCL,PANet; the first is tested against each other.
+            seeds: such as 0,1,2; by default those of compare.json.
+            folds: such as 1,2; by default all of the data set.
+            labels: such as 1,4; by default each of the data set in turn.
+            processes: runs at a time; one thread each when more than one.
+            config: another file of the form of compare.json.
+            overrides: any key of train.json, for all runs, such as --max_epochs 2.
+        """
+        from tools.compare import compare
+
+        axes = {"seeds": seeds, "folds": folds, "labels": labels}
+        compare(bundle, dataset_dir, output, group, variants, axes, processes, config, overrides)
+
+
+def main() -> None:
+    if sys.argv[1:] in ([], ["--help"], ["-h"], ["help"]):  # fire's own page for this is hard to read
+        print(overview())
+    else:
+        fire.Fire(Tools, name="tools")
+
+
+def overview() -> str:
+    """The commands, one line each."""
+    commands = {name: inspect.getdoc(command) or "" for name, command in vars(Tools).items() if name[0] != "_"}
+    lines = [f"  {name:<9} {text.splitlines()[0]}" for name, text in commands.items()]
+    return "\n".join(["usage: python -m tools COMMAND ...", "", *lines, "", inspect.getdoc(Tools) or ""])
+
+
+if __name__ == "__main__":  # workers of `compare` import this module again
+    main()

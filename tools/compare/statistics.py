@@ -1,0 +1,73 @@
+"""Means over the grid and paired tests of per-case scores."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The method minus a rival, over n pairs."""
+
+    mean: float
+    low: float  # 95 % interval
+    high: float
+    p: float
+    n: int
+
+
+def cell(rows: Rows, measure: str) -> tuple[float, float]:
+    """Mean over all rows, and the sample standard deviation of the seeds' means; nan where there are too few."""
+    by_seed = units(rows, measure, ["seed"])
+    return _mean([row[measure] for row in rows]), _spread(list(by_seed.values()))
+
+
+def mean_cell(columns: Sequence[Rows], measure: str) -> tuple[float, float]:
+    """The same for the mean of the columns, each of them counting alike; empty ones are left out."""
+    columns = [rows for rows in columns if rows]
+    by_seed = [units(rows, measure, ["seed"]) for rows in columns]
+    shared = [seed for seed in by_seed[0] if all(seed in other for other in by_seed)] if columns else []
+    means = [fmean(other[seed] for other in by_seed) for seed in shared]
+    return _mean([cell(rows, measure)[0] for rows in columns]), _spread(means)
+
+
+def paired(ours: Rows, theirs: Rows, measure: str, unit: Sequence[str], their_measure: str = "") -> Difference:
+    """Wilcoxon's signed rank test (two-sided) and Student's interval of the mean over units.
+
+    A unit is what is independent of training, such as a structure of a case; its seeds, folds and supports are averaged
+    first. Only units of both sides count.
+    """
+    left, right = units(ours, measure, unit), units(theirs, their_measure or measure, unit)
+    difference = np.array([left[key] - right[key] for key in left if key in right])
+    mean = _mean(difference.tolist())
+    if len(difference) < 2:
+        return Difference(mean, math.nan, math.nan, math.nan, len(difference))
+    low, high = stats.ttest_1samp(difference, 0).confidence_interval(0.95) if np.ptp(difference) else (mean, mean)
+    p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
+    return Difference(mean, float(low), float(high), float(p), len(difference))
+
+
+def units(rows: Rows, measure: str, unit: Sequence[str]) -> dict[tuple, float]:
+    """The mean of each unit."""
+    groups: dict[tuple, list[float]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row.get(column) for column in unit)].append(row[measure])
+    return {key: fmean(values) for key, values in groups.items()}
+
+
+def _mean(values: list[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+def _spread(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else math.nan

@@ -1,0 +1,189 @@
+"""What the preparation of every public data set shares: reading all of it, one error for all bad files, the grid."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, ResizeWithPadOrCrop, Spacing
+from nibabel.filebasedimages import ImageFileError
+from tqdm import tqdm
+
+from common.data.dataset import DataError
+from common.data.write import Case, write_dataset
+
+__all__ = ["Bad", "Recipe", "Scan", "class_numbers", "five_blocks", "onto_grid", "read_nifti", "run"]
+
+
+class Bad(Exception):
+    """What is wrong with the files of one scan: one line for each."""
+
+    def __init__(self, lines: Sequence[str]):
+        super().__init__("; ".join(lines))
+        self.lines = list(lines)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Where a scan lies: its number, its image (a file or a folder) and its label (likewise)."""
+
+    number: int
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One public data set.
+
+    Args:
+        name: name of the prepared set, and the beginning of its case ids.
+        digits: digits of the number in a case id.
+        modality: channel number to name.
+        labels: class number to name.
+        scans: how many labelled scans the publishers give; another count warns.
+        about: ``description``, ``reference`` and ``licence`` for dataset.json.
+        layout: where the scans lie below the source folder, for the error when none does.
+        find: from the source folder to the scans, in the order of their numbers, and lines on what is missing.
+        read: from a scan to its image, label (class numbers) and 4 x 4 affine (millimetres, RAS+); raises :class:`Bad`.
+        preprocess: from image and label, each ``(1, *spatial)`` with an affine, to the same, ready.
+    """
+
+    name: str
+    digits: int
+    modality: dict[str, str]
+    labels: dict[int, str]
+    scans: int
+    about: dict[str, str]
+    layout: str
+    find: Callable[[Path], tuple[list[Scan], list[str]]]
+    read: Callable[[Scan], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    preprocess: Callable[[MetaTensor, MetaTensor], tuple[MetaTensor, MetaTensor]]
+
+
+def run(recipe: Recipe, source: Path, output: Path) -> Path:
+    """Prepare one data set; nothing is written when anything is wrong with it.
+
+    Raises:
+        DataError: with one line for every bad file of every scan.
+        FileExistsError: ``output`` is there already.
+    """
+    if not source.is_dir():
+        raise DataError(f"{source}: expected the folder of the download, found no such folder; correct --source")
+    scans, problems = recipe.find(source)
+    if not scans:
+        raise DataError.of(problems or [f"no scan was found; expected {recipe.layout}"], str(source))
+    if len(scans) != recipe.scans:
+        text = f"{source}: expected {recipe.scans} scans, found {len(scans)}; is the download whole?"
+        warnings.warn(text, stacklevel=2)
+    names = {scan.number: f"{recipe.name}_{scan.number:0{recipe.digits}d}" for scan in scans}
+    cases = _cases(recipe, scans, names, problems, source)
+    return write_dataset(output, recipe.name, recipe.modality, recipe.labels, training=cases,
+                         folds=five_blocks(list(names.values())), extra=recipe.about)
+
+
+def five_blocks(names: list[str]) -> list[list[str]]:
+    """Five contiguous blocks of the scans in the order of their numbers: 20 give 4 each, 35 give 7, 30 give 6."""
+    bounds = [round(i * len(names) / 5) for i in range(6)]
+    return [names[low:high] for low, high in pairwise(bounds) if high > low]
+
+
+def onto_grid(image: MetaTensor, label: MetaTensor, classes: int, spacing: Sequence[float], size: int):
+    """Resample to ``spacing`` and crop or pad to ``size`` x ``size`` in the plane, image and label alike.
+
+    The image is interpolated linearly and padded with its minimum. So is each class's mask, and the class with the
+    largest share of a voxel gets it: smoother than the nearest neighbour, and no class number is ever mixed. The
+    classes go one by one, as all of them at once take gigabytes for a CT.
+
+    Args:
+        image, label: ``(1, *spatial)`` with the same affine.
+        classes: number of classes without the background.
+        spacing: millimetres along the three axes.
+        size: voxels in the plane; the number of slices is left as it comes.
+    """
+
+    def move(volume: MetaTensor, outside: float) -> MetaTensor:
+        resample = Spacing(pixdim=spacing, mode="bilinear", padding_mode="border", dtype=torch.float32)
+        return Compose([resample, ResizeWithPadOrCrop((size, size, -1), value=outside)])(volume)
+
+    best = move((label == 0).float(), 1.0)
+    winner = torch.zeros_like(best)
+    for number in range(1, classes + 1):
+        share = move((label == number).float(), 0.0)
+        winner[share > best] = number
+        best = torch.maximum(best, share)
+    return move(image, float(image.min())), winner
+
+
+def class_numbers(label: np.ndarray, values: dict[int, int], file: Path) -> np.ndarray:
+    """Map label values to class numbers, each by itself.
+
+    Raises:
+        Bad: there is a value besides 0 and those of ``values``.
+    """
+    unknown = [value for value in np.unique(label).tolist() if value not in {0, *values}]
+    if unknown:
+        allowed = ", ".join(map(str, [0, *values]))
+        raise Bad([f"{file}: expected the label values {allowed}, found {unknown[:10]}; is it the original file?"])
+    numbers = np.zeros(label.shape, np.uint8)
+    for value, number in values.items():
+        numbers[label == value] = number
+    return numbers
+
+
+def read_nifti(scan: Scan, values: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read a pair of NIfTI files: image, label as class numbers, affine.
+
+    Raises:
+        Bad: a file cannot be read or does not hold what it should, or the two lie on different grids.
+    """
+    volumes, lines = [], []
+    for file in (scan.image, scan.label):
+        try:
+            volume = nib.load(file)
+            volumes.append((np.asanyarray(volume.dataobj), volume.affine))
+        except (OSError, EOFError, ValueError, ArithmeticError, ImageFileError) as error:
+            lines.append(f"{file}: expected a NIfTI file, found {type(error).__name__}: {error}; copy it again")
+    if lines:
+        raise Bad(lines)
+    (image, affine), (label, label_affine) = volumes
+    lines = [f"{file}: expected three axes, found shape {array.shape}; convert it"
+             for file, array in ((scan.image, image), (scan.label, label)) if array.ndim != 3]
+    bad = int(np.count_nonzero(~np.isfinite(image)))
+    if bad:
+        lines.append(f"{scan.image}: expected finite intensities, found {bad} that are NaN or Inf; copy it again")
+    if not lines and (image.shape != label.shape or not np.allclose(affine, label_affine, atol=0.01)):
+        lines = [f"{scan.label}: expected the grid of {scan.image.name} (shape {image.shape}), found another (shape "
+                 f"{label.shape}) or another position; they are not of one scan"]
+    if lines:
+        raise Bad(lines)
+    return image, class_numbers(label, values, scan.label), affine
+
+
+def _cases(recipe: Recipe, scans: list[Scan], names: dict[int, str], problems: list[str],
+           source: Path) -> Iterator[Case]:
+    """The prepared cases one by one; after the first bad scan the rest is only checked."""
+    for scan in tqdm(scans, desc=f"preparing {recipe.name}", unit="scan", disable=None):
+        try:
+            image, label, affine = recipe.read(scan)
+        except Bad as error:
+            problems += [f"{names[scan.number]}, {line}" for line in error.lines]
+        if not problems:
+            yield _prepared(recipe, names[scan.number], image, label, affine)
+    if problems:
+        raise DataError.of(problems, str(source))
+
+
+def _prepared(recipe: Recipe, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> Case:
+    pair: list[Any] = [MetaTensor(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))[None],
+                                  affine=torch.as_tensor(affine, dtype=torch.float64)) for array in (image, label)]
+    ready, truth = recipe.preprocess(*pair)
+    return Case(name, ready[0].numpy(), truth[0].numpy(), ready.affine.numpy())
