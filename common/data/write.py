@@ -22,6 +22,7 @@ from common.data.dataset import SPLITS
 __all__ = ["Case", "atomic_folder", "write_dataset"]
 
 SUFFIX = ".nii.gz"
+COUNTS = {"numTraining": "training", "numTest": "test"}
 
 
 @dataclass(frozen=True)
@@ -109,29 +110,37 @@ def write_dataset(
         "labels": {"0": "background", **{str(key): value for key, value in sorted(labels.items())}},
         "tensorImageSize": "3D",
     }
-    problems: list[str] = []
-    seen: set[str] = set()
+    problems = _extra_problems(extra or {}, header)
     with atomic_folder(directory) as root:
         for folder in ("images", "labels"):
             (root / folder).mkdir(parents=True)
-        lists: dict[str, list[dict[str, str]]] = {}
-        for split, cases in zip(SPLITS, (training, validation, test, unlabeled), strict=True):
-            lists[split] = []
-            for case in cases:
-                found = _problems(case, split, labels, dtype, seen)
-                problems += found
-                seen.add(case.name)
-                if not found:
-                    lists[split].append(_write_case(root, case, split, dtype))
-        problems += _fold_problems(folds, lists["training"]) + _extra_problems(extra or {}, header)
+        lists, found = _write_cases(root, (training, validation, test, unlabeled), labels, dtype)
+        problems += found + _fold_problems(folds, lists["training"])
         if problems:
             raise ValueError(f"{name}: {len(problems)} problem(s), nothing was written:\n  " + "\n  ".join(problems))
-        counts = {"numTraining": len(lists["training"]), "numTest": len(lists["test"])}
-        index = {**header, **(extra or {}), **counts, **lists}
+        index = {**header, **(extra or {}), **{key: len(lists[split]) for key, split in COUNTS.items()}, **lists}
         if folds:
             index["folds"] = [list(fold) for fold in folds]
         (root / "dataset.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return Path(directory)
+
+
+def _write_cases(
+    root: Path, splits: Sequence[Iterable[Case]], labels: Mapping[int, str], dtype: type
+) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
+    """Write the good cases of all splits; returns their items by split, and a line for everything wrong with others."""
+    lists: dict[str, list[dict[str, str]]] = {}
+    problems: list[str] = []
+    seen: set[str] = set()
+    for split, cases in zip(SPLITS, splits, strict=True):
+        lists[split] = []
+        for case in cases:
+            found = _problems(case, split, labels, dtype, seen)
+            problems += found
+            seen.add(case.name)
+            if not found:
+                lists[split].append(_write_case(root, case, split, dtype))
+    return lists, problems
 
 
 def _refuse_occupied(target: Path) -> None:
@@ -172,7 +181,7 @@ def _fold_problems(folds: Sequence[Sequence[str]], training: list[dict[str, str]
 
 
 def _extra_problems(extra: Mapping[str, Any], header: Mapping[str, Any]) -> list[str]:
-    own = {*header, *SPLITS, "folds", "numTraining", "numTest"}
+    own = {*header, *SPLITS, *COUNTS, "folds"}
     return [f"extra: '{key}' is an entry that write_dataset fills in itself" for key in extra if key in own]
 
 

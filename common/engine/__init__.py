@@ -7,6 +7,7 @@ from .nan_stop import StopOnNan, refuse_bad_weights
 from .output_dir import check_output_dir
 from .overrides import refuse_unknown_keys
 from .progress import ProgressBarHandler
+from .root_cause import report_root_cause, root_cause
 from .seed import SeedEachEpoch
 
 __all__ = [
@@ -19,5 +20,7 @@ __all__ = [
     "load_checkpoint",
     "refuse_bad_weights",
     "refuse_unknown_keys",
+    "report_root_cause",
+    "root_cause",
     "save_atomic",
 ]

@@ -50,10 +50,10 @@ def refuse_unknown_keys() -> None:
     problems = [problem for key in sorted(overrides) if (problem := _problem(key, config, known, overrides))]
     if problems:
         lines = [*problems, f"Known are the keys of {arguments['config_file']}; nothing was run."]
-        raise (SystemExit if _on_command_line() else ValueError)("\n".join(lines))
+        raise (SystemExit if on_command_line() else ValueError)("\n".join(lines))
 
 
-def _on_command_line() -> bool:
+def on_command_line() -> bool:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec is not None and spec.name.startswith("monai.bundle")
 

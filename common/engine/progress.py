@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .nan_stop import first_loss
+from .output_dir import check_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class ProgressBarHandler:
     Args:
         evaluator: the validation of the trainer, whose key metric is shown; None when there is none.
         ckpt_dir: folder of the weights, named when the run ends.
-        output_dir: folder of the reports, named when the run ends.
+        output_dir: folder of the reports, named when the run ends. Both are checked for writing at once.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class ProgressBarHandler:
     ) -> None:
         self.evaluator = evaluator
         self.folders = {"weights": ckpt_dir, "reports": output_dir}
+        for folder in filter(None, self.folders.values()):
+            check_output_dir(folder)  # now, not at the first save
         self._bar: tqdm | None = None
         self._open = ExitStack()
         self._tenth = 0

@@ -2,5 +2,14 @@
 
 from .cases import case_rows, format_table, score_structure, summarise, write_cases_csv
 from .overlay import save_overlay
+from .overlay_handler import OverlayHandler
 
-__all__ = ["case_rows", "format_table", "save_overlay", "score_structure", "summarise", "write_cases_csv"]
+__all__ = [
+    "OverlayHandler",
+    "case_rows",
+    "format_table",
+    "save_overlay",
+    "score_structure",
+    "summarise",
+    "write_cases_csv",
+]

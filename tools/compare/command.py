@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import shlex
 import sys
@@ -20,9 +19,10 @@ from common.data.dataset import DataError, Dataset, read_dataset
 from common.report import write_cases_csv
 
 from .picture import save_picture
-from .plan import Run, choose_variants, make_runs, point_name, read_grid, read_settings
-from .runs import claim_folders, execute
+from .plan import Run, check_overrides, choose_variants, make_runs, point_name, read_grid, read_settings
+from .runs import claim_folders
 from .table import format_tables, make_tables
+from .workers import execute
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -54,8 +54,9 @@ def compare(
         raise SystemExit(f"bundle: expected one of {', '.join(found)}, found {bundle}")
     settings = read_settings(Path(config) if config else configs / "compare.json", group)
     settings["variants"] = choose_variants(settings["variants"], _listed(variants))
-    dataset = _dataset(dataset_dir, configs / "metadata.json")
+    dataset = _dataset(dataset_dir)
     grid = read_grid(settings["grid"], {flag: _numbers(flag, value) for flag, value in (axes or {}).items()}, dataset)
+    check_overrides(settings["overrides"] | dict(overrides or {}), grid)
     suffix = "" if group == "variants" else f"_{group}"
     folder = Path(output) if output else BUNDLES / bundle / "eval" / "compare" / f"{dataset.name}{suffix}"
     folder = folder.absolute()
@@ -135,13 +136,11 @@ def _footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, 
     ])
 
 
-def _dataset(dataset_dir: str, metadata: Path) -> Dataset:
+def _dataset(dataset_dir: str) -> Dataset:
     """The data set, checked once here and not first by the first run."""
-    facts = json.loads(metadata.read_text(encoding="utf-8")) if metadata.is_file() else {}
-    image = facts.get("network_data_format", {}).get("inputs", {}).get("image", {})
     try:
         dataset = read_dataset(dataset_dir)
-        check_dataset(dataset, channels=image.get("num_channels", 1))
+        check_dataset(dataset, channels=len(dataset.modality))
     except DataError as error:
         raise SystemExit(str(error)) from error
     return dataset

@@ -13,7 +13,7 @@ from typing import Any
 from common.data.dataset import Dataset
 
 KEYS = {"overrides": dict, "grid": dict, "columns": list, "measure": str, "floor": dict}  # all others are groups
-AXES = {"seeds": "seed", "folds": "fold", "labels": "novel_labels"}  # flag to the key of train.json
+TAKEN = ("dataset_dir", "ckpt_dir", "output_dir", "resume")  # keys of train.json that the comparison sets itself
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Run:
     def cases(self) -> Path:
         """The result; the run is done when it exists."""
         return self.folder / "eval" / "cases.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "models" / "checkpoint.pt"
 
     @property
     def name(self) -> str:
@@ -81,19 +85,31 @@ def choose_variants(variants: dict[str, dict], wanted: Sequence[str] | None) -> 
 
 
 def read_grid(grid: dict[str, Any], axes: Mapping[str, Sequence[int] | None], dataset: Dataset) -> dict[str, list]:
-    """The values of each axis: as asked for on the command line, else as ``compare.json`` says."""
+    """The values of each axis: as asked for on the command line, else as ``compare.json`` says.
+
+    Args:
+        axes: ``seeds``, ``folds`` and ``labels`` (of the axis over ``each label``); None is not asked for.
+    """
+    keys = {"seeds": "seed", "folds": "fold", "labels": next((k for k, v in grid.items() if v == "each label"), None)}
     values = {key: _expand(key, value, dataset) for key, value in grid.items()}
     for flag, chosen in axes.items():
         if chosen is None:
             continue
-        key = AXES[flag]
-        if key not in values:
-            raise SystemExit(f"--{flag}: this comparison has no axis {key}; its grid is over {', '.join(grid)}")
-        values[key] = [[value] for value in chosen] if grid[key] == "each label" else list(chosen)
-    unknown = [label for [label] in values.get(AXES["labels"], []) if label not in dataset.labels]
-    if unknown and axes.get("labels"):
-        raise SystemExit(f"--labels: expected some of {dataset.labels}, found {unknown}")
+        if keys[flag] not in values:
+            raise SystemExit(f"--{flag}: this comparison has no such axis; its grid is over {', '.join(grid)}")
+        unknown = [label for label in chosen if label not in dataset.labels] if flag == "labels" else []
+        if unknown:
+            raise SystemExit(f"--{flag}: expected some of {dataset.labels}, found {unknown}")
+        values[keys[flag]] = [[label] for label in chosen] if flag == "labels" else list(chosen)
     return values
+
+
+def check_overrides(overrides: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
+    """Refuse what would have no effect, because the grid or the comparison sets it for every run."""
+    taken = [key for key in overrides if key in grid or key in TAKEN]
+    if taken:
+        raise SystemExit(f"overrides: the comparison itself sets {', '.join(taken)} of each run; its grid is over "
+                         f"{', '.join(grid)} (--seeds, --folds, --labels), its folder is --output")
 
 
 def make_runs(

@@ -1,4 +1,4 @@
-"""Running the grid: worker processes that survive a failed run and leave nothing half done when they are stopped."""
+"""One run of a comparison: its folder, its configuration there, its training and evaluation."""
 
 from __future__ import annotations
 
@@ -6,90 +6,17 @@ import copy
 import gc
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Sequence
 from typing import Any
 
 from .plan import Run
 
+logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"  # a run's whole configuration
-
-
-def execute(runs: Sequence[Run], processes: int) -> Iterator[tuple[Run, str | None]]:
-    """Run all, ``processes`` at a time; yields each run as it ends, with the error of a failed one.
-
-    Each process imports torch and MONAI once and takes one run after the other. Closing the iterator ends them all.
-    """
-    waiting = list(reversed(runs))
-    threads = 1 if processes > 1 else None
-    busy: dict[Connection, tuple[BaseProcess, Run]] = {}
-    try:
-        while waiting or busy:
-            while waiting and len(busy) < processes:  # at the start, and after a process was killed
-                process, connection = _start(threads)
-                busy[connection] = process, waiting.pop()
-                connection.send(busy[connection][1])
-            for connection in wait(list(busy)):
-                process, run = busy[connection]
-                error = _answer(process, connection)
-                if waiting and process.is_alive():
-                    busy[connection] = process, waiting.pop()
-                    connection.send(busy[connection][1])
-                else:
-                    connection.close()  # which ends the process
-                    del busy[connection]
-                yield run, error
-    finally:
-        for process, _ in busy.values():
-            process.terminate()
-
-
-def _start(threads: int | None) -> tuple[BaseProcess, Connection]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, threads))
-    process.start()
-    theirs.close()
-    return process, ours
-
-
-def _answer(process: BaseProcess, connection: Connection) -> str | None:
-    """The error of the run that has ended, or None."""
-    try:
-        return connection.recv()
-    except EOFError:  # killed from outside: its run has failed, the others go on
-        process.join()
-        return f"its process was killed (exit code {process.exitcode}); out of memory?"
-
-
-def _work(connection: Connection, threads: int | None) -> None:
-    """A worker's life: runs come in, errors (or None) go out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    # a killed comparison must not leave a process that writes into the folder of the next one
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    while True:
-        try:
-            run = connection.recv()
-        except EOFError:
-            return
-        connection.send(do_run(run))
 
 
 def do_run(run: Run) -> str | None:
@@ -101,9 +28,9 @@ def do_run(run: Run) -> str | None:
         os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
     try:
         _train(run)
-        (run.folder / "models" / "checkpoint.pt").unlink(missing_ok=True)  # large, and of no more use
         if not run.cases.is_file():
             raise FileNotFoundError(f"{run.cases}: the `run` of the bundle's config did not write it")
+        run.checkpoint.unlink(missing_ok=True)  # large, and of no more use
     except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         traceback.print_exc()
         return root_cause(error)
@@ -116,15 +43,14 @@ def do_run(run: Run) -> str | None:
 
 
 def _train(run: Run) -> None:
-    checkpoint = run.folder / "models" / "checkpoint.pt"
-    if checkpoint.is_file():
+    if run.checkpoint.is_file():
         try:
             return _monai_run(run, resume=True)
         except (Exception, SystemExit) as error:
-            if not any(isinstance(one, ValueError) and str(checkpoint) in str(one) for one in _chain(error)):
+            if not any(isinstance(one, ValueError) and str(run.checkpoint) in str(one) for one in _chain(error)):
                 raise
-            logging.getLogger(__name__).warning("%s; starting the run again.", error)  # damaged, or of older code
-            shutil.rmtree(checkpoint.parent)
+            logger.warning("%s; starting the run again.", error)  # damaged, or written by older code
+            shutil.rmtree(run.checkpoint.parent)
     return _monai_run(run)
 
 
@@ -148,39 +74,20 @@ def _chain(error: BaseException) -> list[BaseException]:
     return [error] if error.__cause__ is None else [error, *_chain(error.__cause__)]
 
 
-def effective_config(run: Run) -> dict[str, Any]:
-    """The configuration of a run as MONAI will merge it, unresolved.
-
-    Raises:
-        SystemExit: an override of a key that no config file has.
-    """
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
-    parser.read_config(run.config_files)
-    unknown = sorted({key for key in run.overrides if key.replace("#", "::").split("::")[0] not in parser.get()})
-    if unknown:
-        raise SystemExit(f"{run.variant}: expected overrides of keys of {', '.join(run.config_files)}, found "
-                         f"{', '.join(unknown)}")
-    parser.update(copy.deepcopy(run.overrides))
-    config = dict(parser.get())
-    config.pop("_meta_", None)
-    return config
-
-
 def claim_folders(runs: Sequence[Run]) -> None:
-    """Store each run's configuration in its folder as ``run.json``, unless another one is there.
+    """Store each run's configuration in its folder as ``run.json``: results of two configurations must not mix.
 
     Raises:
-        SystemExit: an older run of another configuration is in a folder: results must not mix.
+        SystemExit: a folder holds results, or a checkpoint, of another configuration; or an override is unknown.
     """
     problems = []
     configs = {run.folder: effective_config(run) for run in runs}
     for run in runs:
         file = run.folder / RUN_FILE
-        changes = _changes(json.loads(file.read_text(encoding="utf-8")), configs[run.folder]) if file.is_file() else []
-        if changes:
-            problems.append(f"{run.folder}: {'; '.join(changes[:3])}{'; ...' if len(changes) > 3 else ''}")
+        if file.is_file() and (run.cases.is_file() or run.checkpoint.is_file()):
+            changes = _changes(json.loads(file.read_text(encoding="utf-8")), configs[run.folder])
+            if changes:
+                problems.append(f"{run.folder}: {'; '.join(changes[:3])}{'; ...' if len(changes) > 3 else ''}")
     if problems:
         shown = [*problems[:5], *([f"and {len(problems) - 5} more"] if len(problems) > 5 else [])]
         todo = "give another --output, or delete these folders to run them again"
@@ -190,6 +97,35 @@ def claim_folders(runs: Sequence[Run]) -> None:
         file, part = run.folder / RUN_FILE, run.folder / f"{RUN_FILE}.tmp"
         part.write_text(json.dumps(configs[run.folder], indent=1), encoding="utf-8")
         os.replace(part, file)
+
+
+def effective_config(run: Run) -> dict[str, Any]:
+    """The configuration of a run as MONAI merges it, unresolved.
+
+    Raises:
+        SystemExit: an override of what no config file has.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(run.config_files)
+    unknown = []
+    for key, value in run.overrides.items():
+        if _is_known(key, parser):
+            parser[key] = copy.deepcopy(value)
+        else:
+            unknown.append(key)
+    if unknown:
+        files = ", ".join(run.config_files)
+        raise SystemExit(f"{run.variant}: expected overrides of what {files} has, found {', '.join(unknown)}")
+    config = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
+    return json.loads(json.dumps(config))  # tuples of the command line as the lists they become in the file
+
+
+def _is_known(key: str, parser: Any) -> bool:
+    """Whether there is such an entry, or a component which it is an argument of: that refuses a wrong one itself."""
+    section = key.replace("#", "::").rpartition("::")[0]
+    return key in parser or bool(section) and section in parser and "_target_" in parser[section]
 
 
 def _changes(old: Any, new: Any, path: str = "") -> list[str]:

@@ -48,7 +48,8 @@ def paired(ours: Rows, theirs: Rows, measure: str, unit: Sequence[str], their_me
     first. Only units of both sides count.
     """
     left, right = units(ours, measure, unit), units(theirs, their_measure or measure, unit)
-    difference = np.array([left[key] - right[key] for key in left if key in right])
+    # rounded: ties must stay ties
+    difference = np.array([left[key] - right[key] for key in left if key in right]).round(9)
     mean = _mean(difference.tolist())
     if len(difference) < 2:
         return Difference(mean, math.nan, math.nan, math.nan, len(difference))

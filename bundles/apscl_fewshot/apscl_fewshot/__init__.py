@@ -25,11 +25,15 @@ if getattr(common, "__version__", None) != __version__:
         "process, and keep other packages named `common` off the path."
     )
 
-from common.engine.overrides import refuse_unknown_keys  # noqa: E402
+from common.engine import refuse_unknown_keys, report_root_cause  # noqa: E402
 
 
 def bundle_root() -> str:
-    """The bundle's folder, whatever the working directory; also refuses misspelt overrides, being resolved first."""
+    """The bundle's folder, whatever the working directory.
+
+    A config resolves it before anything else, so it also refuses misspelt overrides and makes errors end readably.
+    """
+    report_root_cause()
     refuse_unknown_keys()
     return str(_BUNDLE)
 

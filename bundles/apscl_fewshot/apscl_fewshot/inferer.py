@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import SliceInferer
+from monai.transforms import MapTransform
 from torch import nn
 
-from common.data import DataError, check_dataset, read_dataset
+from common.data import DataError, check_cases, check_dataset, read_dataset
 
 from .data import load_scan
 from .network import FewShotNetwork
@@ -157,13 +158,58 @@ class UncertaintyInferer(SliceInferer):
         return -(mean * mean.clamp(min=1e-12).log()).sum(1, keepdim=True)
 
 
-def warn_of_other_range(scans: Sequence[dict[str, Any]], image: np.ndarray, case: str) -> None:
-    """Warn when a query's raw values span quite another range than the support's: another modality, most likely."""
-    low, high = np.percentile(np.concatenate([scan["native"].numpy().ravel()[::97] for scan in scans]), (1, 99))
-    query_low, query_high = np.percentile(np.asarray(image).ravel()[::97], (1, 99))
-    if not 0.2 < (query_high - query_low) / max(high - low, 1e-6) < 5 or query_low < low - (high - low):
-        warnings.warn(
-            f"{case}: values from {query_low:.4g} to {query_high:.4g}, the support's from {low:.4g} to {high:.4g}. A "
-            "support of another modality teaches little; use a support scan of the same kind.",
-            stacklevel=2,
-        )
+class CheckQueryd(MapTransform):
+    """Refuse a query volume that cannot be segmented, and warn of one that does not look like the support.
+
+    Raises:
+        DataError: not a volume of one channel, or voxels that are not finite.
+    """
+
+    def __init__(self, keys: Any, support: Support) -> None:
+        super().__init__(keys)
+        self.low, self.high = _range(np.concatenate([scan["native"].numpy().ravel()[::97] for scan in support.scans]))
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        for key in self.key_iterator(data):
+            image = data[key]
+            name = str(getattr(image, "meta", {}).get("filename_or_obj", "the image"))
+            if image.ndim != 3:
+                raise DataError(f"{name}: expected a volume of three axes, found {tuple(image.shape)}; pass one channel.")
+            if not bool(torch.isfinite(torch.as_tensor(image)).all()):
+                raise DataError(f"{name}: expected finite values, found NaN or infinite voxels; repair the file.")
+            self._warn_of_other_range(np.asarray(image), name)
+        return data
+
+    def _warn_of_other_range(self, image: np.ndarray, name: str) -> None:
+        low, high = _range(image.ravel()[::97])
+        span = max(self.high - self.low, 1e-6)
+        if not 0.2 < (high - low) / span < 5 or low < self.low - span:
+            warnings.warn(
+                f"{name}: values from {low:.4g} to {high:.4g}, the support's from {self.low:.4g} to {self.high:.4g}. A "
+                "support of another modality teaches little; use a support scan of the same kind.",
+                stacklevel=2,
+            )
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, (1, 99))
+    return float(low), float(high)
+
+
+def list_queries(dataset_dir: str, images: str | Sequence[str] | None = None) -> list[dict[str, str]]:
+    """The volumes to segment, checked: ``images`` (a file, a folder or a list), or what dataset.json has to validate and test.
+
+    Raises:
+        DataError: no image, or damaged ones; all of them in one error.
+    """
+    if images is None:
+        dataset = read_dataset(dataset_dir)
+        cases = [{"image": item["image"], "case": item["case"]} for item in dataset.validation + dataset.test]
+    else:
+        paths = [images] if isinstance(images, str) else list(images)
+        files = [file for path in map(Path, paths) for file in (sorted(path.glob("*.nii*")) if path.is_dir() else [path])]
+        cases = [{"image": str(file), "case": file.name.split(".nii")[0]} for file in files]
+    if not cases:
+        raise DataError(f"no image to segment: expected NIfTI files in {images or dataset_dir}; set images or dataset_dir.")
+    check_cases(cases, {})
+    return cases

@@ -11,12 +11,12 @@ import numpy as np
 
 __all__ = ["ORGANS", "draw_abdomen", "smooth_noise"]
 
-ORGANS = {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
+ORGANS = {1: "liver", 2: "spleen", 3: "left kidney", 4: "right kidney"}
 
 # centre, radii and turn about the long axis (degrees) of the average subject's organs; a subject's own differ
 LIVER = ((-58, 6, 30), (56, 62, 56), 0)
 LEFT_LOBE = ((-2, 46, 46), (56, 27, 30), 10)
-KIDNEYS = {2: ((-60, -38, -26), (31, 25, 48), -25), 3: ((62, -38, -12), (30, 25, 50), 25)}
+KIDNEYS = {4: ((-60, -38, -26), (31, 25, 48), -25), 3: ((62, -38, -12), (30, 25, 50), 25)}
 SPLEEN = ((86, -22, 36), (38, 50, 46), 15)
 
 FAR = 1000.0  # mm: outside everything, and the length of what runs through the whole abdomen
@@ -186,7 +186,7 @@ def _organs(canvas: Canvas, cavity: np.ndarray) -> None:
     place = _near(rng, SPLEEN, 9, 0.16, 20)
     hollow = canvas.ellipsoid(np.add(place["centre"], (-34, 14, 0)), place["radii"] * (0.8, 0.75, 1.1), place["turn"])
     spleen = np.minimum(np.minimum(canvas.ellipsoid(**place, dent=3.5), -hollow), cavity)
-    canvas.paint(spleen, rng.uniform(156, 170), 5, organ=4)
+    canvas.paint(spleen, rng.uniform(156, 170), 5, organ=2)
     for organ, average in KIDNEYS.items():
         _kidney(canvas, organ, average)
 

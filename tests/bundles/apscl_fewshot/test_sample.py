@@ -10,7 +10,7 @@ from scipy import ndimage
 from common.data.check import check_dataset
 from common.data.dataset import read_dataset
 
-LIVER, RIGHT_KIDNEY, LEFT_KIDNEY, SPLEEN = 1, 2, 3, 4
+LIVER, SPLEEN, LEFT_KIDNEY, RIGHT_KIDNEY = 1, 2, 3, 4
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_axes_point_left_front_and_head(folder, scans):
     assert nib.aff2axcodes(image.affine) == ("L", "A", "S") and image.shape == (128, 128, 24)
     np.testing.assert_allclose(image.header.get_zooms(), (2.5, 2.5, 7.5))
     for _, label in scans:
-        liver, right, left, spleen = (ndimage.center_of_mass(label == organ) for organ in ORGANS)
+        liver, spleen, left, right = (ndimage.center_of_mass(label == organ) for organ in ORGANS)
         assert liver[0] < left[0] and right[0] < left[0] and liver[0] < spleen[0]
         assert right[1] < liver[1] and right[2] < liver[2] and left[2] < spleen[2]
 

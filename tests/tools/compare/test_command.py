@@ -1,0 +1,155 @@
+import csv
+import json
+import math
+
+import pytest
+
+from tools.compare import command as module
+from tools.compare.command import compare
+from tools.compare.runs import do_run
+from tools.compare.workers import execute
+
+
+@pytest.fixture
+def command(bundles, data, tmp_path, monkeypatch, screen):
+    """The command on the toy bundle; ``here`` runs it without processes."""
+    monkeypatch.setattr(module, "BUNDLES", bundles)
+
+    def call(here=True, **options):
+        one_by_one = lambda runs, processes: ((run, do_run(run)) for run in runs)  # noqa: E731
+        monkeypatch.setattr(module, "execute", one_by_one if here else execute)
+        compare("toy_bundle", str(data), **{"output": str(tmp_path / "out")} | options)
+
+    return call
+
+
+def calls(out):
+    """How often each run was started."""
+    found = sorted((out / "runs").glob("*/*/calls"))
+    return {str(file.parent.relative_to(out / "runs")): len(file.read_text().splitlines()) for file in found}
+
+
+def test_tables_of_a_grid(command, tmp_path, screen):
+    command(group="pair")
+    out = screen.readouterr().out
+    lines = out.splitlines()
+    # liver of fold 0 and 1: 25 + 25 + 6.25 and 3.125 less, so 54.7 of seed 0 and 12.5 more of seed 1
+    assert lines[2].split("|")[1:-1] == [" ours       ", " 60.9 ± 8.8 ", " 54.7 ± 8.8 ", " 57.8 ± 8.8 "]
+    assert lines[3].split("|")[1:-1] == [" theirs     ", " 35.9 ± 8.8 ", " 29.7 ± 8.8 ", " 32.8 ± 8.8 "]
+    assert lines[4].split("|")[1:-1] == [" copy       ", " 12.5       ", " 12.5       ", " 12.5       "]
+    assert "| theirs     | +25.0      | +25.0 to +25.0 | 0.125 | 4 |" in lines
+    assert "| ours    | 30.5 ± 4.4 | 27.3 ± 4.4 | 28.9 ± 4.4 |" in lines
+    assert "16 runs: seed 0, 1; fold 0, 1; novel_labels [1], [2]" in lines and "Not complete" not in out
+    assert (tmp_path / "out" / "table.md").read_text().splitlines()[:5] == lines[:5]
+    assert (tmp_path / "out" / "table.png").stat().st_size > 1000
+    with open(tmp_path / "out" / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 32 and list(rows[0])[:5] == ["variant", "seed", "fold", "novel_labels", "case"]
+    assert {(row["variant"], row["seed"], row["fold"], row["novel_labels"]) for row in rows} == {
+        (variant, seed, fold, label) for variant in ("ours", "theirs") for seed in "01" for fold in "01" for label in "12"}
+    assert {line["dice"] for line in rows if line["protocol"] == "parts3"} >= {"0.5625", "0.25", "0.65625"}
+
+
+def test_a_finished_comparison_runs_nothing_again(command, tmp_path, screen):
+    options = {"variants": "ours,theirs", "axes": {"seeds": 0, "folds": (0,), "labels": "1,2"}}
+    command(**options)
+    first = screen.readouterr().out
+    command(**options)
+    assert screen.readouterr().out == first
+    assert len(calls(tmp_path / "out")) == 4 and set(calls(tmp_path / "out").values()) == {1}
+    command(**options | {"axes": {"seeds": "0,1", "folds": 0, "labels": "1,2"}})  # a larger grid keeps what it has
+    assert len(calls(tmp_path / "out")) == 8 and set(calls(tmp_path / "out").values()) == {1}
+
+
+def test_a_failure_is_listed_and_its_grid_point_left_out(command, bundles, tmp_path, screen):
+    orders = bundles / "toy_bundle" / "orders.txt"
+    orders.write_text("fail theirs 1 0 2")
+    with pytest.raises(SystemExit) as caught:
+        command(group="pair")
+    assert caught.value.code.startswith("1 of 16 runs failed")
+    assert "theirs, seed 1, fold 0, novel_labels 2: RuntimeError: loss is nan" in caught.value.code
+    log = tmp_path / "out" / "runs" / "seed_1_fold_0_novel_labels_2" / "theirs" / "run.log"
+    assert str(log) in caught.value.code and log.is_file()
+    out = screen.readouterr().out
+    assert "Not complete: 7 of 8 grid points (seed, fold, novel_labels) have all variants" in out
+    # spleen without seed 1 of fold 0: 50, 46.9 and 59.4 of ours; seeds' means 48.4 and 59.4
+    assert f"52.1 ± {100 * (0.59375 - 0.484375) / math.sqrt(2):.1f}" in out.splitlines()[2]
+    orders.unlink()
+    command(group="pair")
+    assert "Not complete" not in screen.readouterr().out
+    assert {name: n for name, n in calls(tmp_path / "out").items() if n > 1} == {
+        "seed_1_fold_0_novel_labels_2/theirs": 2}
+
+
+def test_nothing_complete_gives_no_table(command, bundles, tmp_path, screen):
+    (bundles / "toy_bundle" / "orders.txt").write_text("fail theirs 0 0 1")
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        command(group="pair", axes={"seeds": 0, "folds": 0, "labels": 1})
+    assert "no table: 0 of 1 grid points" in screen.readouterr().out and not (tmp_path / "out" / "table.md").exists()
+
+
+def test_overlay_file_and_default_folder(command, bundles, screen):
+    command(group="pair", output=None, axes={"seeds": 0, "folds": 0})
+    assert (bundles / "toy_bundle" / "eval" / "compare" / "three_pair" / "table.md").is_file()
+    command(variants=["overlay", "theirs"], output=None, axes={"seeds": 0, "folds": 0})
+    assert (bundles / "toy_bundle" / "eval" / "compare" / "three" / "table.md").is_file()
+    assert "| overlay    | 81.2  | 75.0   | 78.1 |" in screen.readouterr().out  # a gain of 50 comes from its file
+
+
+def test_changed_overrides_are_refused_before_anything_runs(command, tmp_path):
+    command(group="pair", axes={"seeds": 0, "folds": 0})
+    with pytest.raises(SystemExit, match="max_epochs was 3, is now 4"):
+        command(group="pair", axes={"seeds": "0,1", "folds": 0}, overrides={"max_epochs": 4})
+    assert len(calls(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"variants": "ours,them"}, "expected some of ours, theirs, overlay, found them"),
+    ({"axes": {"seeds": "a"}}, "--seeds: expected numbers such as 0,1,2, found a"),
+    ({"overrides": {"sead": 1}}, "found sead"),
+    ({"overrides": {"seed": 1}}, "the comparison itself sets seed"),
+])  # fmt: skip
+def test_wrong_options_are_refused_before_anything_is_written(command, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        command(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_is_reported_once_and_nothing_runs(command, data, tmp_path):
+    for name in ("label_0.nii.gz", "case_2.nii.gz"):
+        (data / name).write_bytes(b"damaged")
+    with pytest.raises(SystemExit) as caught:
+        command()
+    assert "label_0.nii.gz" in caught.value.code and "case_2.nii.gz" in caught.value.code
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_bundle_names_those_there_are(command):
+    with pytest.raises(SystemExit, match="expected one of toy_bundle, found toy"):
+        compare("toy", "data")
+
+
+def test_a_missing_measure_is_named(command, bundles):
+    file = bundles / "toy_bundle" / "configs" / "compare.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"measure": "iou"}))
+    with pytest.raises(SystemExit, match="expected the columns copy_dice, iou, found no 'iou'"):
+        command(group="pair", axes={"seeds": 0, "folds": 0})
+
+
+def test_processes_survive_a_failed_and_a_killed_run(command, bundles, tmp_path, screen):
+    orders = bundles / "toy_bundle" / "orders.txt"
+    orders.write_text("kill ours 0 0 1\nfail theirs 0 0 1")
+    options = {"group": "pair", "axes": {"seeds": "0,1", "folds": 0, "labels": 1}, "processes": 2}
+    with pytest.raises(SystemExit) as caught:
+        command(here=False, **options)
+    assert caught.value.code.startswith("2 of 4 runs failed")
+    assert "ours, seed 0, fold 0, novel_labels 1: its process was killed (exit code -9)" in caught.value.code
+    assert "theirs, seed 0, fold 0, novel_labels 1: RuntimeError: loss is nan" in caught.value.code
+    out, err = screen.readouterr()
+    assert "scored with" not in out + err and "4/4" in err
+    assert "| ours       | 68.8  | 68.8 |" in out.splitlines()
+    orders.unlink()
+    command(**options)
+    assert calls(tmp_path / "out") == {"seed_0_fold_0_novel_labels_1/ours": 2, "seed_0_fold_0_novel_labels_1/theirs": 2,
+                                       "seed_1_fold_0_novel_labels_1/ours": 1, "seed_1_fold_0_novel_labels_1/theirs": 1}
+    assert "| ours       | 62.5 ± 8.8 | 62.5 ± 8.8 |" in screen.readouterr().out.splitlines()

@@ -1,0 +1,79 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tools.compare.statistics import cell, mean_cell, paired, units
+
+
+def rows_of(*table):
+    return [dict(zip(("seed", "case", "structure", "dice"), line, strict=True)) for line in table]
+
+
+def test_cell_by_hand():
+    rows = rows_of((0, "a", "x", 0.2), (0, "b", "x", 0.4), (1, "a", "x", 0.5), (1, "b", "x", 0.9))
+    mean, spread = cell(rows, "dice")
+    assert mean == pytest.approx(0.5)
+    assert spread == pytest.approx(0.4 / math.sqrt(2))  # seeds' means 0.3 and 0.7
+
+
+def test_one_seed_has_no_spread_and_nothing_no_mean():
+    assert math.isnan(cell(rows_of((0, "a", "x", 0.2), (0, "b", "x", 0.4)), "dice")[1])
+    assert all(math.isnan(value) for value in cell([], "dice") + mean_cell([[]], "dice"))
+
+
+def test_columns_count_alike_in_the_mean():
+    large = rows_of(*((seed, case, "x", 0.2 + 0.2 * seed) for seed in (0, 1) for case in "abc"))
+    small = rows_of((0, "a", "y", 0.8), (1, "a", "y", 1.0))
+    mean, spread = mean_cell([large, small, []], "dice")
+    assert mean == pytest.approx((0.3 + 0.9) / 2)
+    assert spread == pytest.approx(0.2 / math.sqrt(2))  # seeds' means 0.5 and 0.7
+
+
+def test_units_average_seeds_folds_and_supports():
+    rows = rows_of((0, "a", "x", 0.1), (1, "a", "x", 0.3), (0, "a", "y", 0.5), (0, "b", "x", 0.7))
+    assert units(rows, "dice", ("case", "structure")) == pytest.approx(
+        {("a", "x"): 0.2, ("a", "y"): 0.5, ("b", "x"): 0.7})
+
+
+def test_paired_by_hand():
+    """Five positive differences: p is 2 of the 2^5 sign patterns; Student's quantile for 4 degrees is 2.7764."""
+    gains = [0.01, 0.02, 0.03, 0.04, 0.10]
+    theirs = rows_of(*((0, str(i), "x", 0.1 * i) for i in range(5)))
+    ours = rows_of(*((0, str(i), "x", 0.1 * i + gain) for i, gain in enumerate(gains)))
+    test = paired(ours, theirs, "dice", ("case", "structure"))
+    half = 2.7764451 * np.std(gains, ddof=1) / math.sqrt(5)
+    assert (test.mean, test.low, test.high) == pytest.approx((0.04, 0.04 - half, 0.04 + half), abs=1e-6)
+    assert test.p == pytest.approx(2 / 32) and test.n == 5
+
+
+def test_paired_agrees_with_scipy_on_averaged_units():
+    rng = np.random.default_rng(0)
+    scores = rng.random((2, 3, 12))  # side, seed, case
+    sides = [rows_of(*((s, str(c), "x", side[s, c]) for s in range(3) for c in range(12))) for side in scores]
+    test = paired(*sides, "dice", ("case", "structure"))
+    ours, theirs = scores.mean(1)
+    assert test.p == pytest.approx(stats.wilcoxon(ours, theirs).pvalue)
+    low, high = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (test.low, test.high, test.n) == pytest.approx((low, high, 12))
+
+
+def test_only_units_of_both_sides_count_and_the_other_side_may_have_its_own_measure():
+    ours = rows_of((0, "a", "x", 0.5), (0, "b", "x", 0.7), (0, "c", "x", 0.9))
+    theirs = [{"case": "a", "structure": "x", "copy": 0.1}, {"case": "b", "structure": "x", "copy": 0.2}]
+    test = paired(ours, theirs, "dice", ("case", "structure"), "copy")
+    assert test.mean == pytest.approx(0.45) and test.n == 2
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_pairs_give_no_interval(n):
+    rows = rows_of(*[(0, "a", "x", 0.5)][:n])
+    test = paired(rows, rows, "dice", ("case", "structure"))
+    assert test.n == n and math.isnan(test.p) and math.isnan(test.low) and math.isnan(test.mean) == (n == 0)
+
+
+def test_equal_sides_are_not_significant():
+    rows = rows_of(*((0, str(i), "x", 0.1 * i) for i in range(6)))
+    test = paired(rows, rows, "dice", ("case", "structure"))
+    assert (test.mean, test.low, test.high, test.p, test.n) == (0, 0, 0, 1, 6)

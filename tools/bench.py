@@ -1,0 +1,89 @@
+"""Speed as ratios against a rival in the same run, with the difference of the results beside it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> None:
+    """Time a part of the collection against its plain form, in one run and in turn.
+
+    Args:
+        name: `volume`: four organs of one volume, with a cached support bank against slice by slice, class by class.
+        repeats: timed runs of each side, after one to warm up; the minima are compared.
+        output: a JSON file for the figures.
+    """
+    parts = {"volume": _volume}
+    if name not in parts:
+        raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(parts)}")
+    torch.manual_seed(0)
+    rows = parts[name](repeats)
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    for row in rows:
+        print("  ".join(f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in row.items()))
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    if output is not None:
+        Path(output).write_text(json.dumps({"metadata": machine, "results": rows}, indent=1) + "\n")
+
+
+def _volume(repeats: int) -> list[dict]:
+    from apscl_fewshot.encoder import ResNetEncoder
+    from apscl_fewshot.guidance import MutualGuidanceHead
+    from apscl_fewshot.network import FewShotNetwork
+    from apscl_fewshot.position import PositionPrior
+    from apscl_fewshot.protocol import SupportBank, choose_support, segment
+
+    depth, side, labels = 36, 128, [1, 2, 3, 4]
+    encoder = ResNetEncoder("resnet18", in_channels=1, feat_dim=128, width=32, norm="group")
+    network = FewShotNetwork(encoder, MutualGuidanceHead(projection="none"), position=PositionPrior()).eval()
+    label = torch.zeros(depth, side, side, dtype=torch.uint8)
+    for index, organ in enumerate(labels):
+        label[4:32, 10 + 28 * index : 30 + 28 * index, 40:80] = organ
+    scan = {"image": torch.randn(depth, 1, side, side), "label": label, "case": "support"}
+    query = torch.randn(depth, 1, side, side)
+    parts = [min(2, z * 3 // depth) for z in range(depth)]
+    passes = [0]
+    encoder.register_forward_hook(lambda module, inputs, result: passes.__setitem__(0, passes[0] + len(inputs[0])))
+
+    @torch.no_grad()
+    def cached() -> torch.Tensor:
+        bank = SupportBank(network, [scan], labels)
+        embedded = network.embed(query)
+        return torch.stack([segment(network, bank, embedded, organ, (side, side), parts) for organ in labels])
+
+    @torch.no_grad()
+    def plain() -> torch.Tensor:
+        rows = choose_support([scan], labels, 3)
+        volumes = []
+        for organ in labels:
+            slices = []
+            for z in range(depth):
+                at = rows[organ][parts[z]][0][1]
+                mask = (scan["label"][at] == organ)[None, None, None].float()
+                logits = network(scan["image"][at][None, None], mask, query[z : z + 1])[0]
+                slices.append(logits[0, 1] - logits[0, 0])
+            volumes.append(torch.stack(slices))
+        return torch.stack(volumes)
+
+    (fast, fast_passes, first), (slow, slow_passes, second) = (_best(run, repeats, passes) for run in (cached, plain))
+    return [{
+        "part": "four organs of one volume", "slices": depth, "cached s": fast, "plain s": slow, "ratio": slow / fast,
+        "encoder passes": f"{fast_passes} against {slow_passes}", "largest difference": float((first - second).abs().max()),
+    }]  # fmt: skip
+
+
+def _best(run: Callable[[], torch.Tensor], repeats: int, passes: list[int]) -> tuple[float, int, torch.Tensor]:
+    """Shortest time, encoder passes of one run, and the result."""
+    passes[0] = 0
+    result, count, times = run(), passes[0], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times), count, result

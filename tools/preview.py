@@ -1,0 +1,62 @@
+"""``python -m tools preview BUNDLE``: the labels of a data set, drawn over its images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common.data.check import check_cases, read_volume
+from common.data.dataset import DataError, read_dataset
+from common.report import save_overlay
+from tools.sample import sample
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+
+
+def preview(bundle: str, dataset_dir: str | None = None, output: str | None = None, cases: int = 4) -> None:
+    """Write a picture for each of some labelled cases and say where they are, and those of the last evaluation.
+
+    Args:
+        bundle: name of a folder in ``bundles/``.
+        dataset_dir: the folder that holds ``dataset.json``; by default the bundle's sample data, generated if missing.
+        output: folder for the pictures; by default one named after the data set in the bundle's ``eval/preview``.
+        cases: how many, spread evenly over the labelled cases.
+
+    Raises:
+        SystemExit: with the text of the error, when there is no such bundle or the data cannot be used.
+    """
+    home = BUNDLES / bundle
+    if not (home / "configs").is_dir():
+        found = sorted(folder.parent.name for folder in BUNDLES.glob("*/configs"))
+        raise SystemExit(f"bundle: expected one of {', '.join(found)}, found {bundle}")
+    if cases < 1:
+        raise SystemExit(f"cases: expected 1 or more, found {cases}")
+    if dataset_dir is None and not (home / "sample_data").exists():
+        sample(bundle)
+    try:
+        dataset = read_dataset(dataset_dir or home / "sample_data")
+        labelled = dataset.training + dataset.validation
+        chosen = [labelled[i] for i in np.unique(np.linspace(0, len(labelled) - 1, cases).round().astype(int))]
+        check_cases(chosen, dataset.labels, channels=len(dataset.modality))
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    folder = Path(output) if output else home / "eval" / "preview" / dataset.name
+    files = [_draw(item, dataset.labels, folder) for item in chosen]
+    print(f"{len(files)} of {len(labelled)} labelled cases of {dataset.name}, drawn from {dataset.directory}:")
+    print("\n".join(f"  {file}" for file in files))
+    overlays = sorted((home / "eval").glob("overlay_*.png"))
+    if overlays:
+        print("predictions of the last evaluation:")
+        print("\n".join(f"  {file}" for file in overlays))
+
+
+def _draw(item: dict, labels: dict[int, str], folder: Path) -> Path:
+    image, affine = read_volume(item["image"])
+    label = read_volume(item["label"])[0].reshape(image.shape[:3])
+    if image.ndim == 4:
+        image = np.moveaxis(image, 3, 0)
+        image = image if len(image) == 3 else image[:1]  # three channels are a colour picture; of others, the first
+    file = folder / f"{item['case']}.png"
+    save_overlay(file, image, label, np.zeros_like(label), labels, affine, f"{item['case']}: labels")
+    return file
