@@ -97,10 +97,11 @@ class Tools:
 
 
 def main() -> None:
-    if sys.argv[1:] in ([], ["--help"], ["-h"], ["help"]):  # fire's own page for this is hard to read
+    command, wants_help = sys.argv[1:], {"--help", "-h", "help"} & set(sys.argv[1:3])
+    if not command or command[0] in wants_help:  # fire's own page for this is hard to read
         print(overview())
-    else:
-        fire.Fire(Tools, name="tools")
+    else:  # behind `--`, because otherwise fire takes a command without its arguments for an error
+        fire.Fire(Tools, [command[0], "--", "--help"] if wants_help else command, name="tools")
 
 
 def overview() -> str:

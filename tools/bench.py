@@ -26,7 +26,11 @@ def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> 
     rows = parts[name](repeats)
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
     for row in rows:
-        print("  ".join(f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in row.items()))
+        print(
+            "  ".join(
+                f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in row.items()
+            )
+        )
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     if output is not None:
         Path(output).write_text(json.dumps({"metadata": machine, "results": rows}, indent=1) + "\n")
@@ -72,10 +76,17 @@ def _volume(repeats: int) -> list[dict]:
         return torch.stack(volumes)
 
     (fast, fast_passes, first), (slow, slow_passes, second) = (_best(run, repeats, passes) for run in (cached, plain))
-    return [{
-        "part": "four organs of one volume", "slices": depth, "cached s": fast, "plain s": slow, "ratio": slow / fast,
-        "encoder passes": f"{fast_passes} against {slow_passes}", "largest difference": float((first - second).abs().max()),
-    }]  # fmt: skip
+    return [
+        {
+            "part": "four organs of one volume",
+            "slices": depth,
+            "cached s": fast,
+            "plain s": slow,
+            "ratio": slow / fast,
+            "encoder passes": f"{fast_passes} against {slow_passes}",
+            "largest difference": float((first - second).abs().max()),
+        }
+    ]
 
 
 def _best(run: Callable[[], torch.Tensor], repeats: int, passes: list[int]) -> tuple[float, int, torch.Tensor]:

@@ -31,7 +31,7 @@ class OverlayHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        for case, output in zip(engine.state.batch, engine.state.output):
+        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             source = Path(case["image"].meta["filename_or_obj"])
             image = nib.load(source)  # the file itself: the batch holds what the network saw
             name = source.name.split(".nii")[0]

@@ -49,7 +49,7 @@ def _train(run: Run) -> None:
         except (Exception, SystemExit) as error:
             if not any(isinstance(one, ValueError) and str(run.checkpoint) in str(one) for one in _chain(error)):
                 raise
-            logger.warning("%s; starting the run again.", error)  # damaged, or written by older code
+            logger.warning("%s; starting the run again.", root_cause(error))  # damaged, or written by older code
             shutil.rmtree(run.checkpoint.parent)
     return _monai_run(run)
 

@@ -13,16 +13,16 @@ try:
     import common
 except ImportError as error:
     raise ImportError(
-        f"the package `common` is neither in {_BUNDLE} nor in {_HOME}. The folder of one bundle is not enough: clone the "
-        "whole repository, or unpack a released bundle."
+        f"the package `common` is neither in {_BUNDLE} nor in {_HOME}. The folder of one bundle is not enough: clone "
+        "the whole repository, or unpack a released bundle."
     ) from error
 
 __version__ = "0.1.0"
 if getattr(common, "__version__", None) != __version__:
     raise ImportError(
-        f"apscl_fewshot {__version__} needs `common` {__version__}, but {getattr(common, '__file__', 'another package')} "
-        f"(version {getattr(common, '__version__', 'unknown')}) was imported first. Use bundles of one release in one "
-        "process, and keep other packages named `common` off the path."
+        f"apscl_fewshot {__version__} needs `common` {__version__}, but version "
+        f"{getattr(common, '__version__', 'unknown')} at {getattr(common, '__file__', 'unknown')} was imported "
+        "first. Use bundles of one release in one process, and keep other packages named `common` off the path."
     )
 
 from common.engine import refuse_unknown_keys, report_root_cause  # noqa: E402

@@ -23,17 +23,22 @@ FOLDS = 5
 
 
 def read_datalist(
-    dataset_dir: str, bundle_root: str, fold: int = 0, support: str = "next_scan", novel_labels: Sequence[int] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    dataset_dir: str,
+    bundle_root: str,
+    fold: int = 0,
+    support: str = "next_scan",
+    novel_labels: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Read, check and split a data set; the sample data is generated when ``dataset_dir`` is its place and is empty.
 
     ``validation`` of dataset.json, where there is one, holds the queries; the supports are the scans of the data set in
-    the folder ``support``, where there is one, or else the first training scan. Otherwise the queries are fold ``fold`` of ``folds`` (default: five contiguous blocks of the sorted
-    cases) and the supports come from the scans after it; queries and supports are not trained on.
+    the folder ``support``, where there is one, or else the first training scan. Otherwise the queries are fold ``fold``
+    of ``folds`` (default: five contiguous blocks of the sorted cases) and the supports come from the scans after it.
+    Queries and supports are not trained on.
 
     Args:
-        support: ``next_scan`` (the scan after the fold, as SSL-ALPNet), ``first`` or ``last`` of the other scans, a case
-            id, or a number N as text: the first scan of each of the next N folds, for the spread over supports.
+        support: ``next_scan`` (the scan after the fold, as SSL-ALPNet), ``first`` or ``last`` of the other scans, a
+            case id, or a number N as text: the first scan of each of the next N folds, for the spread over supports.
         novel_labels: ids never trained on and validated on; default the highest id.
 
     Returns:
@@ -62,8 +67,9 @@ def read_datalist(
 class QueryDataset(Dataset):
     """Query scans to be segmented, each with its support scans: what validation and evaluation run on.
 
-    Items of ``data`` may name their ``support`` items and ``novel_labels`` (id to name); without them (a list of images and labels
-    alone, as MONAI Label hands over) the first scan of the list supports the others, and the highest id is the class.
+    Items of ``data`` may name their ``support`` items and ``novel_labels`` (id to name); without them (a list of images
+    and labels alone, as MONAI Label hands over) the first scan of the list supports the others, and the highest id is
+    the class.
 
     Args:
         transform: deterministic; the image comes out at the network's size, the label at the scan's own.
@@ -96,7 +102,7 @@ class QueryDataset(Dataset):
 
 
 def load_scan(item: dict, transform: Callable) -> dict[str, Any]:
-    """``image`` (D, 1, H, W) at the network's size; ``label`` (D, H', W') and ``native`` (H', W', D) at the scan's own."""
+    """``image`` (D, 1, H, W) at the network's size; ``label`` (D, H', W'), ``native`` (H', W', D) at the scan's own."""
     done = transform({"image": item["image"], "label": item["label"]})
     label = done["label"]
     return {
@@ -145,7 +151,7 @@ def _choose_supports(folds: list[list[str]], fold: int, others: list[str], suppo
     if support in others:
         return [support]
     raise DataError(
-        f"support {support!r}: expected next_scan, first, last, a number, or one of the cases outside fold {fold}: {others}."
+        f"support {support!r}: expected next_scan, first, last, a number, or a case outside fold {fold}: {others}."
     )
 
 
@@ -155,7 +161,7 @@ def slices(volume: torch.Tensor) -> torch.Tensor:
 
 
 def part_of(z: np.ndarray | int, first: int, last: int, parts: int = 3) -> Any:
-    """The part 0..parts-1 of slice ``z`` in an organ that reaches from ``first`` to ``last`` (SSL-ALPNet's protocol)."""
+    """The part 0..parts-1 of slice ``z`` in an organ from ``first`` to ``last`` (SSL-ALPNet's protocol)."""
     return np.clip((np.asarray(z) - first) * parts // max(last - first, 1), 0, parts - 1)
 
 
@@ -205,8 +211,12 @@ class EpisodeDataset(Dataset):
         if pairing not in PAIRINGS or setting not in (1, 2):
             raise ValueError(f"pairing must be one of {PAIRINGS}, setting 1 or 2; got {pairing!r}, {setting!r}.")
         self.scans = [
-            {"image": slices(item["image"]), "label": slices(item["label"])[:, 0].to(torch.uint8), "case": _name(source)}
-            for item, source in zip(CacheDataset(data, transform, num_workers=1), data)
+            {
+                "image": slices(item["image"]),
+                "label": slices(item["label"])[:, 0].to(torch.uint8),
+                "case": _name(source),
+            }
+            for item, source in zip(CacheDataset(data, transform, num_workers=1), data, strict=True)
         ]
         self.episodes, self.shots, self.pairing, self.seed, self.epoch = episodes, shots, pairing, seed, 0
         self.augmentation, self.flip = augmentation, flip
@@ -222,8 +232,8 @@ class EpisodeDataset(Dataset):
             superpixels.fit(self.scans)
         if not self.table and not self.superpixel_share:
             raise DataError(
-                f"no class to train on: labels {found} without the novel ones {self.novel_labels} leave nothing with more "
-                f"than {shots} slices of {min_fg} pixels. Name fewer novel_labels, lower min_fg, or use superpixels."
+                f"no class to train on: labels {found} without the novel ones {self.novel_labels} leave nothing with "
+                f"more than {shots} slices of {min_fg} pixels; name fewer, lower min_fg, or add superpixels."
             )
 
     def _slices_with(self, label: int, min_fg: int, setting: int) -> list[tuple[int, int, int]]:
@@ -253,7 +263,9 @@ class EpisodeDataset(Dataset):
         else:
             label = int(rng.choice(list(self.table)))
             rows = self._draw(self.table[label], rng)
-            pairs = [(self.scans[s]["image"][z], (self.scans[s]["label"][z] == label)[None].float()) for s, z, _ in rows]
+            pairs = [
+                (self.scans[s]["image"][z], (self.scans[s]["label"][z] == label)[None].float()) for s, z, _ in rows
+            ]
             names = [f"{self.scans[s]['case']}[{z}]" for s, z, _ in rows]
         pairs = [self._augment(image, mask, rng) for image, mask in pairs]
         if self.flip and rng.random() < 0.5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,8 +22,8 @@ LAYERS = {
 class ResNetEncoder(nn.Module):
     """ResNet with dilation instead of stride in its last stages, and a bias-free 1x1 convolution to ``feat_dim``.
 
-    Source: the encoder of Huang et al., ACM MM 2024, section 4.2, i.e. the backbone of torchvision's DeepLabV3 as used by
-    SSL-ALPNet. Built from MONAI's ResNet, whose state dict (``body.*``) has torchvision's names and shapes, so that
+    Source: the encoder of Huang et al., ACM MM 2024, section 4.2, i.e. the backbone of torchvision's DeepLabV3 as used
+    by SSL-ALPNet. Built from MONAI's ResNet, whose state dict (``body.*``) has torchvision's names and shapes, so that
     torchvision's ImageNet or COCO weights load. Departures: ``width`` and ``norm`` for small runs from a random start.
 
     Args:
@@ -110,7 +111,7 @@ class LightEncoder(nn.Module):
         super().__init__()
         widths = [1, *channels, feat_dim]
         steps: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:]):
+        for before, after in pairwise(widths):
             groups = 8 if after % 8 == 0 else 1
             steps += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(groups, after), nn.ReLU(inplace=True)]
         self.steps = nn.Sequential(*steps[:-1])
@@ -124,7 +125,9 @@ def load_torchvision_weights(body: nn.Module, path: str | Path, name: str) -> No
     state = load_checkpoint(path)
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    state = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier.", "aux_classifier."))}
+    state = {
+        key: value for key, value in state.items() if not key.startswith(("fc.", "classifier.", "aux_classifier."))
+    }
     own = body.state_dict()
     # a grey network takes the sum over the colour channels: a grey image repeated three times gives the same response
     if "conv1.weight" in state and own["conv1.weight"].shape[1] == 1 and state["conv1.weight"].shape[1] == 3:

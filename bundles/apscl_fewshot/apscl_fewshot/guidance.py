@@ -15,7 +15,8 @@ NORMS = ("fro", "none", "mean", "softmax")
 class MutualGuidance(nn.Module):
     r"""Channel attention from the query itself and from the support at the same place.
 
-    .. math:: \alpha = \hat Z_q^\top \hat Z_q + \hat Z_s^\top \hat Z_q, \qquad \tilde Z_q = \hat Z_q \alpha^\top + \hat Z_q
+    .. math:: \alpha = \hat Z_q^\top \hat Z_q + \hat Z_s^\top \hat Z_q, \qquad
+              \tilde Z_q = \hat Z_q \alpha^\top + \hat Z_q
 
     Source: Huang et al., ACM MM 2024, Eq. 9-10. Departures: each is an option whose printed value is named.
     ``norm="fro"`` divides alpha by its Frobenius norm and ``center`` removes the spatial mean inside it: as printed
@@ -63,7 +64,7 @@ class MutualGuidance(nn.Module):
 
     def _normalise(self, alpha: torch.Tensor, positions: int) -> torch.Tensor:
         if self.norm == "fro":
-            return alpha / alpha.square().sum((1, 2), keepdim=True).sqrt().clamp(min=1e-6)
+            return alpha / alpha.square().sum((1, 2), keepdim=True).clamp(min=1e-12).sqrt()  # sqrt(0) has no slope
         if self.norm == "mean":
             return alpha / positions
         if self.norm == "softmax":
@@ -74,16 +75,20 @@ class MutualGuidance(nn.Module):
 class MutualGuidanceHead(nn.Module):
     """MGD and the cosine head: 1x1 projections h, guidance of the query, prototypes of the support.
 
-    Source: Huang et al., ACM MM 2024, Eq. 9-12. Departures: ``projection="shared"`` uses one h for both sides and starts
-    it at the identity, ``none`` drops it. With the printed ``separate`` ones, h_q learns the training organs by itself,
-    whatever the support shows, and an unseen organ becomes background. ``cos_scale`` 20 instead of the printed 1, with
-    which cross-entropy cannot fall below 0.127.
+    Source: Huang et al., ACM MM 2024, Eq. 9-12. Departures: ``projection="shared"`` uses one h for both sides, which
+    starts as the identity, ``none`` drops it. With the printed ``separate`` ones, h_q learns the training organs by
+    itself, whatever the support shows, and an unseen organ becomes background. ``cos_scale`` is 20 instead of the
+    printed 1, with which cross-entropy cannot fall below 0.127. ``guidance=null`` is plain prototype matching.
     """
 
     def __init__(
-        self, guidance: MutualGuidance | None = None, feat_dim: int = 256, mgd_dim: int = 256, projection: str = "shared",
+        self,
+        guidance: MutualGuidance | None = None,
+        feat_dim: int = 256,
+        mgd_dim: int = 256,
+        projection: str = "shared",
         cos_scale: float = 20.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         if projection not in PROJECTIONS:
             raise ValueError(f"projection must be one of {PROJECTIONS}, got {projection!r}.")

@@ -41,10 +41,18 @@ class Support:
     """
 
     def __init__(
-        self, support_dir: str, transform: Callable, labels: Sequence[int] | None = None, parts: int = 3,
+        self,
+        support_dir: str,
+        transform: Callable,
+        labels: Sequence[int] | None = None,
+        parts: int = 3,
         sample_dir: str | None = None,
-    ) -> None:  # fmt: skip
-        if sample_dir is not None and Path(support_dir) == Path(sample_dir) / "support" and not Path(sample_dir).exists():
+    ) -> None:
+        if (
+            sample_dir is not None
+            and Path(support_dir) == Path(sample_dir) / "support"
+            and not Path(sample_dir).exists()
+        ):
             logger.info("generating sample data in %s", sample_dir)
             generate_sample_data(sample_dir)
         dataset = read_dataset(support_dir)
@@ -174,7 +182,9 @@ class CheckQueryd(MapTransform):
             image = data[key]
             name = str(getattr(image, "meta", {}).get("filename_or_obj", "the image"))
             if image.ndim != 3:
-                raise DataError(f"{name}: expected a volume of three axes, found {tuple(image.shape)}; pass one channel.")
+                raise DataError(
+                    f"{name}: expected a volume of three axes, found {tuple(image.shape)}; pass one channel."
+                )
             if not bool(torch.isfinite(torch.as_tensor(image)).all()):
                 raise DataError(f"{name}: expected finite values, found NaN or infinite voxels; repair the file.")
             self._warn_of_other_range(np.asarray(image), name)
@@ -197,7 +207,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 
 def list_queries(dataset_dir: str, images: str | Sequence[str] | None = None) -> list[dict[str, str]]:
-    """The volumes to segment, checked: ``images`` (a file, a folder or a list), or what dataset.json has to validate and test.
+    """The volumes to segment, checked: ``images`` (a file, a folder, a list), or dataset.json's validation and test.
 
     Raises:
         DataError: no image, or damaged ones; all of them in one error.
@@ -207,9 +217,13 @@ def list_queries(dataset_dir: str, images: str | Sequence[str] | None = None) ->
         cases = [{"image": item["image"], "case": item["case"]} for item in dataset.validation + dataset.test]
     else:
         paths = [images] if isinstance(images, str) else list(images)
-        files = [file for path in map(Path, paths) for file in (sorted(path.glob("*.nii*")) if path.is_dir() else [path])]
+        files = [
+            file for path in map(Path, paths) for file in (sorted(path.glob("*.nii*")) if path.is_dir() else [path])
+        ]
         cases = [{"image": str(file), "case": file.name.split(".nii")[0]} for file in files]
     if not cases:
-        raise DataError(f"no image to segment: expected NIfTI files in {images or dataset_dir}; set images or dataset_dir.")
+        raise DataError(
+            f"no image to segment: expected NIfTI files in {images or dataset_dir}; set images or dataset_dir."
+        )
     check_cases(cases, {})
     return cases

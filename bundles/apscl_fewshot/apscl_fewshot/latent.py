@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 
-
 class LatentBlock(nn.Module):
     """Flatten and three linear layers, from a feature map to mean and log-variance of a diagonal Gaussian.
 
@@ -22,9 +21,13 @@ class LatentBlock(nn.Module):
     """
 
     def __init__(
-        self, feat_dim: int = 256, latent_dim: int = 32, hidden: Sequence[int] = (256, 128), pool: int | None = 8,
+        self,
+        feat_dim: int = 256,
+        latent_dim: int = 32,
+        hidden: Sequence[int] = (256, 128),
+        pool: int | None = 8,
         size: int = 32,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         side = size if pool is None else pool
         self.pool = nn.Identity() if pool is None else nn.AdaptiveAvgPool2d(pool)
@@ -70,8 +73,8 @@ class FeatureEnhancement(nn.Module):
 class LatentDecoder(nn.Module):
     """Draw the mask back from the posterior's latent: it anchors the label branch to anatomy.
 
-    Source: none in the paper, where nothing but the KL sees the label's latent, so that a constant satisfies it. Used by
-    ``posterior_anchor="recon"``, in training only.
+    Source: none in the paper, where nothing but the KL sees the label's latent, so that a constant satisfies it. Used
+    by ``anchor="recon"``, in training only.
 
     Shape:
         ``(B, D)`` to logits ``(B, 1, H, W)`` of the size asked for.

@@ -1,4 +1,4 @@
-"""The network that is deployed: encoder, anatomical latent with feature enhancement (FEM), and a decoding head (MGD)."""
+"""What is deployed: encoder, anatomical latent with feature enhancement (FEM), decoding head, position prior."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training objective: cross-entropy, the KL of the anatomical latents and the spatial contrast, with what they need.
+"""The training objective: cross-entropy, KL of the anatomical latents, spatial contrast, and what they need.
 
 The label branch (label encoder and posterior block) and the spatial similarity (SIM) are boxes of the paper's figure 2
 that nothing reads after training. They live here, so that the network's state dict is what is deployed.
@@ -119,7 +119,9 @@ class Objective(nn.Module):
         self.scl_mode, self.align_weight = scl_mode, align_weight
         self.register_buffer("class_weights", torch.tensor([ce_bg_weight, 1.0]), persistent=False)
 
-    def forward(self, network: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(
+        self, network: nn.Module, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Logits of the queries and the terms of the loss; ``loss`` is their sum.
 
         Shape:
@@ -194,9 +196,7 @@ class Objective(nn.Module):
         sets = [self.similarity.project(image, everything) for image in features]
         return self.contrast(self.similarity.matrix(sets), labels)
 
-    def _alignment(
-        self, network: nn.Module, features: torch.Tensor, logits: torch.Tensor, batch: dict
-    ) -> torch.Tensor:
+    def _alignment(self, network: nn.Module, features: torch.Tensor, logits: torch.Tensor, batch: dict) -> torch.Tensor:
         """Segment each support from the query and its predicted mask (PANet's regulariser, one-shot per support)."""
         network = getattr(network, "module", network)
         episodes, shots = batch["support"].shape[:2]

@@ -13,10 +13,10 @@ REACH = 0.25  # how far the map extends beyond the body's box, in widths of the 
 
 
 def body_frame(images: torch.Tensor, threshold: float = 0.12, tail: float = 0.02) -> torch.Tensor:
-    """The box of the body in each image: ``(B, C, H, W)`` to ``(B, 4)``, top, bottom, left, right as shares of the image.
+    """The body's box in each image: ``(B, C, H, W)`` to ``(B, 4)``, top, bottom, left, right as shares of the image.
 
     A pixel is body when it exceeds ``threshold`` of the image's range above its minimum; the box leaves out ``tail`` of
-    the body's area on each side, so that arms or noise far out do not move it. An image without contrast keeps its borders.
+    the body's area on each side, so that arms or noise far out do not move it. Without contrast it is the whole image.
     """
     image = images.float().mean(1)
     low, high = image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
@@ -39,7 +39,7 @@ class PositionPrior(nn.Module):
 
     m is the support's mask (the mean over shots), moved from the support's body box to the query's. Bayes' rule: the
     features give the likelihood, the annotated scan's anatomy the prior. Source: ours, not in the paper, whose latent
-    finds no use for the support's mask; it stays out of training, where the features would learn to lean on it.
+    never sees the support's mask at test time. It stays out of training, where the features would lean on it.
 
     Args:
         weight: w; 0 switches it off.
@@ -74,7 +74,9 @@ class PositionPrior(nn.Module):
         rows = (rows - frames[:, 0:1]) / (frames[:, 1:2] - frames[:, 0:1])  # (Q, H), as shares of the body's box
         columns = (columns - frames[:, 2:3]) / (frames[:, 3:4] - frames[:, 2:3])
         maps = position[None, None].expand(frames.shape[0], -1, -1, -1)
-        return _sample(maps, (rows + self.reach) / (1 + 2 * self.reach), (columns + self.reach) / (1 + 2 * self.reach), "border")[:, 0]
+        return _sample(
+            maps, (rows + self.reach) / (1 + 2 * self.reach), (columns + self.reach) / (1 + 2 * self.reach), "border"
+        )[:, 0]
 
 
 def _sample(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, padding: str) -> torch.Tensor:

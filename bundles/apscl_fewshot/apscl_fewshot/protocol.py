@@ -20,7 +20,7 @@ PROTOCOLS = {"parts3": 3, "ep2": 1, "no_oracle": 3}  # name: support slices per 
 
 
 def support_slices(inside: Sequence[int], parts: int = 3) -> list[int]:
-    """The annotated slice of each part: the middle of every third of the slices that show the organ (q = 1/6, 3/6, 5/6)."""
+    """The annotated slice of each part: the middle of every third of the organ's slices (q = 1/6, 3/6, 5/6)."""
     return [int(inside[int((2 * part + 1) / (2 * parts) * len(inside))]) for part in range(parts)]
 
 
@@ -58,17 +58,15 @@ class SupportBank:
                     self.keys[label].append(slice_key(features).mean(0))
 
 
-def choose_support(
-    scans: Sequence[dict], labels: Sequence[int], parts: int
-) -> dict[int, list[list[tuple[int, int]]]]:
+def choose_support(scans: Sequence[dict], labels: Sequence[int], parts: int) -> dict[int, list[list[tuple[int, int]]]]:
     """For every class, for every part, one (scan, slice) per scan."""
     rows: dict[int, list[list[tuple[int, int]]]] = {}
     missing = []
     for label in labels:
         inside = [np.flatnonzero((scan["label"] == label).flatten(1).any(1).numpy()) for scan in scans]
         missing += [
-            f"{scan['case']}: expected label {label} in the support mask, found {sorted(set(scan['label'].unique().tolist()))}"
-            for scan, slices in zip(scans, inside)
+            f"{scan['case']}: expected label {label} in the support mask, found {scan['label'].unique().tolist()}"
+            for scan, slices in zip(scans, inside, strict=True)
             if len(slices) == 0
         ]
         if not missing:
@@ -76,7 +74,8 @@ def choose_support(
             rows[int(label)] = [[(index, chosen[index][part]) for index in range(len(scans))] for part in range(parts)]
     if missing:
         raise DataError(
-            "the support does not show what it should teach; annotate it or leave the class out:\n  " + "\n  ".join(missing)
+            "the support does not show what it should teach; annotate it or leave the class out:\n  "
+            + "\n  ".join(missing)
         )
     return rows
 

@@ -27,8 +27,13 @@ class Superpixels:
     """
 
     def __init__(
-        self, cache_dir: str | None = None, scale: float = 100.0, sigma: float = 0.8, min_size: int = 60, max_size: int = 2500
-    ) -> None:  # fmt: skip
+        self,
+        cache_dir: str | None = None,
+        scale: float = 100.0,
+        sigma: float = 0.8,
+        min_size: int = 60,
+        max_size: int = 2500,
+    ) -> None:
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.settings = {"scale": scale, "sigma": sigma, "min_size": min_size}
         self.max_size = max_size
@@ -44,10 +49,10 @@ class Superpixels:
         bar = tqdm(scans, desc="superpixels", unit="scan", leave=False, disable=None)
         self.regions = [self._scan_regions(scan["image"][:, 0].numpy()) for scan in bar]
         self.table = []
-        for index, (scan, regions) in enumerate(zip(scans, self.regions)):
+        for index, (scan, regions) in enumerate(zip(scans, self.regions, strict=True)):
             volume = scan["image"][:, 0].numpy()
             air = volume.min() + 0.1 * np.ptp(volume)
-            for z, (image, region) in enumerate(zip(volume, regions)):
+            for z, (image, region) in enumerate(zip(volume, regions, strict=True)):
                 size = np.bincount(region.ravel())
                 mean = np.bincount(region.ravel(), weights=image.ravel()) / np.maximum(size, 1)
                 fit = (size >= self.settings["min_size"]) & (size <= self.max_size) & (mean > air)
@@ -65,7 +70,9 @@ class Superpixels:
         return scan, z, torch.from_numpy(self.regions[scan][z] == rng.choice(ids))[None].float()
 
     def _scan_regions(self, volume: np.ndarray) -> np.ndarray:
-        key = hashlib.sha256(repr((volume.shape, sorted(self.settings.items()))).encode() + volume.tobytes()).hexdigest()
+        key = hashlib.sha256(
+            repr((volume.shape, sorted(self.settings.items()))).encode() + volume.tobytes()
+        ).hexdigest()
         file = None if self.cache_dir is None else self.cache_dir / f"{key[:32]}.npy"
         if file is not None and file.is_file():
             return np.load(file, allow_pickle=False)

@@ -124,14 +124,19 @@ class FewShotEvaluator(SupervisedEvaluator):
             predicted, truth, first = predict(self.network, self._banks[key], embedded, query["label"], label, protocol)
             copied = copy_mask(scans[0], query["label"], label, protocol)
             volumes = {Keys.PRED: predicted, Keys.LABEL: truth, "copy": copied}
-            names = {"case": query["case"], "support": support, "protocol": protocol, "structure": query["novel_labels"][label]}
+            names = {
+                "case": query["case"],
+                "support": support,
+                "protocol": protocol,
+                "structure": query["novel_labels"][label],
+            }
             entries.append({k: v.permute(1, 2, 0)[None].float() for k, v in volumes.items()} | names | {"first": first})
         return entries
 
     def report(
         self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True
     ) -> list[dict[str, Any]]:
-        """Score the saved model under every protocol: ``cases.csv``, ``summary.md`` and overlay pictures in ``output_dir``.
+        """Score the saved model under every protocol; writes ``cases.csv``, ``summary.md`` and overlay pictures.
 
         Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``). Without
         ``distances`` HD95 and ASD, most of the time of a report, are left out.
@@ -153,7 +158,9 @@ class FewShotEvaluator(SupervisedEvaluator):
         table = format_table(summarise(rows, by=("protocol", "structure")))
         floor = format_floor(rows)
         (folder / "summary.md").write_text(f"{table}\n\n{floor}\n")
-        logger.info("\n%s\n\n%s\n\ncases: %s\npictures: %s", table, floor, folder / "cases.csv", folder / "overlay_*.png")
+        logger.info(
+            "\n%s\n\n%s\n\ncases: %s\npictures: %s", table, floor, folder / "cases.csv", folder / "overlay_*.png"
+        )
         return rows
 
 
@@ -171,7 +178,9 @@ def draw_entry(entry: dict[str, Any], query: dict[str, Any], dice: float, folder
     depth = entry[Keys.PRED].shape[-1]
     image = query["native"][..., entry["first"] : entry["first"] + depth]
     masks = [entry[key][0].cpu().numpy().astype(np.uint8) for key in (Keys.LABEL, Keys.PRED)]
-    save_overlay(file, image.numpy(), *masks, {1: entry["structure"]}, query["affine"], name, {entry["structure"]: dice})
+    save_overlay(
+        file, image.numpy(), *masks, {1: entry["structure"]}, query["affine"], name, {entry["structure"]: dice}
+    )
 
 
 def format_floor(rows: Sequence[dict[str, Any]]) -> str:

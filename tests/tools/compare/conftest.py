@@ -2,13 +2,16 @@
 
 import json
 import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 TRAIN = {
-    "bundle_root": {"_target_": "toy_bundle.bundle_root"}, "dataset_dir": ".", "ckpt_dir": "models", "output_dir": "eval",
+    "bundle_root": {"_target_": "toy_bundle.bundle_root"},
+    "dataset_dir": ".", "ckpt_dir": "models", "output_dir": "eval",
     "seed": 0, "resume": False, "max_epochs": 1, "fold": 0, "novel_labels": None, "section": {"depth": 1},
     "score": {"_target_": "toy_bundle.Score", "gain": 0.0, "note": "plain"},
     "run": ["$@score(@ckpt_dir, @output_dir, @resume, @seed, @fold, @novel_labels)"],
@@ -89,8 +92,13 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def screen(capfd, monkeypatch):
-    """``capfd`` with Python's streams on the file descriptors, as they are without pytest."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        monkeypatch.setattr(sys, name, open(number, "w", buffering=1, closefd=False))
-    return capfd
+def screen(capfd):
+    """``capfd``; inside of ``direct()`` Python's streams are on the file descriptors, as they are without pytest."""
+
+    @contextmanager
+    def direct():
+        with open(1, "w", buffering=1, closefd=False) as out, open(2, "w", buffering=1, closefd=False) as err:
+            with redirect_stdout(out), redirect_stderr(err):
+                yield
+
+    return SimpleNamespace(readouterr=capfd.readouterr, direct=direct)

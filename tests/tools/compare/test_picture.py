@@ -10,8 +10,12 @@ from tools.compare.table import Table
 def test_every_variant_of_every_table_is_drawn(tmp_path, monkeypatch):
     drawn = []
     errorbar = matplotlib.axes.Axes.errorbar
-    monkeypatch.setattr(matplotlib.axes.Axes, "errorbar",
-                        lambda axis, x, y, e, **k: (drawn.append((k["label"], list(y), list(e))), errorbar(axis, x, y, e, **k)))
+
+    def spy(axis, x, y, error, **options):
+        drawn.append((options["label"], list(y), list(error)))
+        return errorbar(axis, x, y, error, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", spy)
     lines = {"ours": [(0.5, 0.1), (0.25, math.nan)], "copy": [(0.1, math.nan), (math.nan, math.nan)]}
     save_picture([Table("parts3", ["liver", "mean"], lines, {}), Table("ep2", ["liver", "mean"], lines, {})],
                  tmp_path / "table.png", "dice")

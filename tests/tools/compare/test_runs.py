@@ -8,7 +8,7 @@ from tools.compare.runs import claim_folders, do_run, effective_config
 
 
 @pytest.fixture
-def run_of(bundles, tmp_path, screen):
+def run_of(bundles, tmp_path):
     """A run with some overrides."""
 
     def make(**overrides):
@@ -60,12 +60,20 @@ def checkpoint(run, text):
     run.checkpoint.write_text(text)
 
 
-def done(run):
-    claim_folders([run])
-    return do_run(run)
+@pytest.fixture
+def done(screen):
+    """Run it as a worker does."""
+
+    def call(run):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "run.json").write_text(json.dumps(effective_config(run)))
+        with screen.direct():
+            return do_run(run)
+
+    return call
 
 
-def test_a_run_leaves_its_result_and_its_output_in_its_folder(run_of, screen):
+def test_a_run_leaves_its_result_and_its_output_in_its_folder(run_of, done, screen):
     run = run_of(**{"score::gain": 0.5, "score::note": None})
     assert done(run) is None
     assert "case_0,s,parts3,liver,0.9375,0.125" in run.cases.read_text()
@@ -82,7 +90,7 @@ def test_the_configuration_is_the_one_claimed(run_of, bundles):
     assert do_run(run) is None and ",0.4375," in run.cases.read_text()
 
 
-def test_a_failed_run_returns_the_cause_and_logs_the_traceback(run_of, bundles, screen):
+def test_a_failed_run_returns_the_cause_and_logs_the_traceback(run_of, done, bundles, screen):
     (bundles / "toy_bundle" / "orders.txt").write_text("fail ours 1 0 1")
     run = run_of()
     assert done(run) == "RuntimeError: loss is nan"
@@ -90,28 +98,22 @@ def test_a_failed_run_returns_the_cause_and_logs_the_traceback(run_of, bundles, 
     assert screen.readouterr().err == ""
 
 
-def test_a_run_that_writes_no_result_has_failed(run_of):
+def test_a_run_that_writes_no_result_has_failed(run_of, done):
     assert "did not write it" in done(run_of(run=[]))
 
 
 @pytest.mark.parametrize("content, resumed", [("fine", [True]), ("damaged", [True, False])])
-def test_an_unfinished_run_is_resumed_or_started_again(run_of, content, resumed):
+def test_an_unfinished_run_is_resumed_or_started_again(run_of, done, content, resumed):
     run = run_of()
     checkpoint(run, content)
-    assert do_run_after_claim(run) is None and run.cases.exists()
+    assert done(run) is None and run.cases.exists()
     log = (run.folder / "run.log").read_text()
     assert [line.endswith("True") for line in log.splitlines() if line.startswith("scored")] == resumed
     assert not run.checkpoint.exists()
 
 
-def test_an_error_that_is_not_the_checkpoints_leaves_it(run_of):
+def test_an_error_that_is_not_the_checkpoints_leaves_it(run_of, done):
     run = run_of()
     checkpoint(run, "no data")
-    assert do_run_after_claim(run) == "ValueError: the data is gone"
+    assert done(run) == "ValueError: the data is gone"
     assert run.checkpoint.read_text() == "no data"
-
-
-def do_run_after_claim(run):
-    text = json.dumps(effective_config(run))
-    (run.folder / "run.json").write_text(text)
-    return done(run)

@@ -13,8 +13,9 @@ def rows_of(protocols=("parts3", "ep2")):
         for variant, less in (("ours", 0), ("theirs", 0.1)):
             for structure, scores in (("liver", (0.6, 0.8)), ("spleen", (0.2, 0.3))):
                 for seed, score in enumerate(scores):
-                    rows += [{"variant": variant, "protocol": protocol, "structure": structure, "seed": seed, "case": case,
-                              "dice": (score - less) * factor, "copy_dice": 0.5 * factor} for case in ("a", "b")]
+                    row = {"variant": variant, "protocol": protocol, "structure": structure, "seed": seed,
+                           "dice": (score - less) * factor, "copy_dice": 0.5 * factor}
+                    rows += [row | {"case": case} for case in ("a", "b")]
             rows.append(rows[-1] | {"case": "absent", "dice": math.nan, "copy_dice": math.nan})
     return rows
 

@@ -1,0 +1,124 @@
+"""What the tests of the bundle share: an encoder of two convolutions, scans with box-shaped organs, sample data."""
+
+import numpy as np
+import pytest
+import torch
+from apscl_fewshot.guidance import MutualGuidance, MutualGuidanceHead
+from apscl_fewshot.latent import FeatureEnhancement, LatentBlock
+from apscl_fewshot.network import AnatomicalPrior, FewShotNetwork
+from apscl_fewshot.position import PositionPrior
+from apscl_fewshot.sample import generate_sample_data
+from torch import nn
+
+from common.data.write import Case, write_dataset
+
+WIDTH, LATENT = 8, 4
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+class TinyEncoder(nn.Module):
+    """Two strided convolutions: ``(B, 1, H, W)`` to ``(B, 8, H / 4, W / 4)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, WIDTH, 3, 2, 1)
+        self.second = nn.Conv2d(WIDTH, WIDTH, 3, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(image)))
+
+
+def make_prior(latent_for_fem="prior"):
+    block = LatentBlock(WIDTH, LATENT, hidden=(16, 16), pool=2)
+    return AnatomicalPrior(block, FeatureEnhancement(WIDTH, LATENT, hidden=16), latent_for_fem)
+
+
+def make_head():
+    return MutualGuidanceHead(MutualGuidance(), WIDTH, WIDTH)
+
+
+def make_network(cls=FewShotNetwork, head=None, prior=True, position=True, latent_for_fem="prior", **kwargs):
+    """The whole method at width 8; every call gives the same weights."""
+    torch.manual_seed(1)
+    parts = {"prior": make_prior(latent_for_fem) if prior else None, "position": PositionPrior() if position else None}
+    return cls(TinyEncoder(), make_head() if head is None else head, **parts, **kwargs)
+
+
+# what each organ covers of a slice (top, bottom, left, right, in 32nds) and how bright it is
+ORGANS = {1: ((8, 18, 6, 14), 2.0), 2: ((8, 16, 19, 26), 3.0), 3: ((19, 26, 10, 22), 4.0)}
+
+
+def make_scan(case="scan", extents=None, depth=9, size=32, native=(40, 36), seed=0):
+    """A scan as :func:`apscl_fewshot.data.load_scan` gives it: a bright body with organs in slices ``extents``.
+
+    Args:
+        extents: organ to its first and last slice.
+        native: height and width of label and native image, which may differ from the network's ``size``.
+    """
+    extents = {1: (1, 7), 2: (2, 6), 3: (3, 5)} if extents is None else extents
+    rng = np.random.default_rng([seed, *case.encode()])
+
+    def draw(height, width):
+        image, label = np.zeros((depth, height, width), np.float32), np.zeros((depth, height, width), np.uint8)
+        rows, columns = (np.arange(height) + 0.5) * 32 / height, (np.arange(width) + 0.5) * 32 / width
+        image[:, ((rows > 3) & (rows < 29))[:, None] & ((columns > 3) & (columns < 29))] = 1
+        for organ, (first, last) in extents.items():
+            (top, bottom, left, right), value = ORGANS[organ]
+            inside = ((rows > top) & (rows < bottom))[:, None] & ((columns > left) & (columns < right))
+            image[first : last + 1, inside], label[first : last + 1, inside] = value, organ
+        return image, label
+
+    image, (original, label) = draw(size, size)[0], draw(*native)
+    noisy = image + 0.1 * rng.standard_normal(image.shape).astype(np.float32)
+    return {
+        "image": torch.from_numpy((noisy - noisy.mean()) / noisy.std())[:, None],
+        "label": torch.from_numpy(label),
+        "native": torch.from_numpy(original).permute(1, 2, 0),
+        "affine": np.diag([2.0, 2.0, 5.0, 1.0]),
+        "spacing": [2.0, 2.0, 5.0],
+        "case": case,
+    }
+
+
+def write_scans(directory, cases, spacing=2.0, extents=None, **splits):
+    """A data set on disk of ``make_scan``'s scans; ``splits`` as for ``write_dataset``."""
+    affine = np.diag([spacing, spacing, 5.0, 1.0])
+
+    def load(name):
+        scan = make_scan(name, extents)
+        return Case(name, 1000 + 100 * scan["native"].numpy(), scan["label"].permute(1, 2, 0).numpy(), affine)
+
+    splits = {key: value if key == "folds" else [load(name) for name in value] for key, value in splits.items()}
+    labels = {1: "left box", 2: "right box", 3: "low box"}
+    return write_dataset(directory, "boxes", {"0": "CT"}, labels, training=[load(name) for name in cases],
+                         dtype=np.int16, **splits)
+
+
+@pytest.fixture(name="make_network")
+def _make_network():
+    return make_network
+
+
+@pytest.fixture(name="make_scan")
+def _make_scan():
+    return make_scan
+
+
+@pytest.fixture(name="write_scans")
+def _write_scans():
+    return write_scans
+
+
+@pytest.fixture
+def network():
+    return make_network().eval()
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory):
+    """The bundle's own sample data, generated once."""
+    return generate_sample_data(tmp_path_factory.mktemp("sample") / "sample_data")

@@ -1,0 +1,62 @@
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The command line, which returns what reached the command's function."""
+
+    def call(command, *arguments):
+        seen = []
+        module = importlib.import_module(f"tools.{command}")
+        monkeypatch.setattr(module, command, lambda *args: seen.append(args))
+        monkeypatch.setattr(sys, "argv", ["tools", command, *arguments])
+        main()
+        return seen[0]
+
+    return call
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_the_commands(arguments):
+    done = subprocess.run([sys.executable, "-m", "tools", *arguments], cwd=ROOT, capture_output=True, text=True)
+    commands = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert done.returncode == 0 and {"sample", "check", "preview", "prepare", "compare"} <= set(commands)
+
+
+def test_help_of_a_command_and_of_an_unknown_one():
+    def tools(*arguments):
+        return subprocess.run([sys.executable, "-m", "tools", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    known, unknown = tools("compare", "--help"), tools("chek")
+    assert known.returncode == 0 and "--processes" in known.stdout + known.stderr
+    assert unknown.returncode != 0 and "compare" in unknown.stderr
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, tools.__main__ as t; sys.argv[1:] = ['--help']; t.main(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_options_reach_the_commands(called):
+    assert called("sample", "toy", "--seed", "3") == ("toy", None, 3)
+    assert called("check", "toy", "--dataset_dir", "d") == ("toy", "d")
+    assert called("preview", "toy", "--cases=2") == ("toy", None, None, 2)
+    assert called("prepare", "chaos", "--source", "s", "--output", "o") == ("chaos", "s", "o")
+
+
+def test_compare_takes_axes_and_overrides(called):
+    line = "toy --dataset_dir d --seeds 0,1 --labels 2 --variants A,B+C --group ablation --processes 2"
+    bundle, dataset_dir, output, group, variants, axes, processes, config, overrides = called(
+        "compare", *line.split(), "--max_epochs", "1", "--train::flip", "False")
+    assert (bundle, dataset_dir, output, group, processes, config) == ("toy", "d", None, "ablation", 2, None)
+    assert axes == {"seeds": (0, 1), "folds": None, "labels": 2} and variants in ("A,B+C", ("A", "B+C"))
+    assert overrides == {"max_epochs": 1, "train::flip": False}

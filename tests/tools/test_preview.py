@@ -1,0 +1,103 @@
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tools import preview as module
+from tools import sample as sample_module
+from tools.preview import preview
+
+GENERATOR = """
+import numpy as np
+from common.data import Case, write_dataset
+
+def generate_sample_data(directory, seed=0):
+    label = np.zeros((12, 12, 4), np.uint8)
+    label[2:6, 2:6, 1:3], label[7:10, 7:10, 1:3] = 1, 2
+    cases = [Case(f"c{i}", np.random.default_rng(i).integers(0, 99, label.shape) + 50 * label, label) for i in range(5)]
+    write_dataset(directory, "tiny", {"0": "MRI"}, {1: "liver", 2: "spleen"}, training=cases[:4], validation=cases[4:])
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A bundle with a generator of sample data."""
+    home = tmp_path / "bundles" / "tiny_preview"
+    (home / "configs").mkdir(parents=True)
+    (home / "tiny_preview").mkdir()
+    (home / "tiny_preview" / "__init__.py").touch()
+    (home / "tiny_preview" / "sample.py").write_text(GENERATOR)
+    for tool in (module, sample_module):
+        monkeypatch.setattr(tool, "BUNDLES", home.parent)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield home
+    for name in ("tiny_preview", "tiny_preview.sample"):
+        sys.modules.pop(name, None)
+
+
+def test_sample_data_is_generated_once_and_drawn(home, capsys):
+    preview("tiny_preview")
+    out = capsys.readouterr().out
+    folder = home / "eval" / "preview" / "tiny"
+    assert "4 of 5 labelled cases of tiny" in out and str(home / "sample_data") in out
+    assert sorted(file.stem for file in folder.glob("*.png")) == ["c0", "c1", "c3", "c4"]  # spread evenly
+    assert all(f"  {file}\n" in out for file in folder.glob("*.png"))
+    before = (home / "sample_data" / "dataset.json").stat().st_mtime_ns
+    preview("tiny_preview", cases=9)
+    assert "5 of 5" in capsys.readouterr().out
+    assert (home / "sample_data" / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_the_labels_are_in_the_picture(home, tmp_path):
+    preview("tiny_preview", output=str(tmp_path / "out"), cases=1)
+    with_label = imread(tmp_path / "out" / "c0.png")[..., :3]
+    coloured = (np.ptp(with_label, axis=2) > 0.3)[: len(with_label) * 3 // 4]  # the legend is below
+    assert coloured.any()
+    for file in (home / "sample_data" / "labels").iterdir():
+        label = nib.load(file)
+        nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
+    with pytest.warns(UserWarning, match="background only"):
+        preview("tiny_preview", output=str(tmp_path / "out"), cases=1)
+    without = imread(tmp_path / "out" / "c0.png")[..., :3]
+    assert not (np.ptp(without, axis=2) > 0.3)[: len(without) * 3 // 4].any()
+
+
+def test_pictures_of_the_last_evaluation_are_named(home, capsys):
+    preview("tiny_preview", cases=1)
+    assert "last evaluation" not in capsys.readouterr().out
+    (home / "eval" / "overlay_c4.png").touch()
+    preview("tiny_preview", cases=1)
+    assert str(home / "eval" / "overlay_c4.png") in capsys.readouterr().out
+
+
+def test_a_colour_volume_and_one_of_two_channels(home, tmp_path):
+    preview("tiny_preview", cases=1)
+    file = home / "sample_data" / "dataset.json"
+    for channels in (3, 2):
+        for image in (home / "sample_data" / "images").iterdir():
+            nib.save(nib.Nifti1Image(np.random.default_rng(0).random((12, 12, 4, channels)), np.eye(4)), image)
+        modality = ", ".join(f'"{i}": "x"' for i in range(channels))
+        text = file.read_text()
+        start, end = text.index('"modality"'), text.index("}", text.index('"modality"'))
+        file.write_text(f'{text[:start]}"modality": {{{modality}{text[end:]}')
+        preview("tiny_preview", output=str(tmp_path / str(channels)), cases=2)
+        assert len(list((tmp_path / str(channels)).glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"bundle": "tiny"}, "expected one of tiny_preview, found tiny"),
+    ({"bundle": "tiny_preview", "cases": 0}, "cases: expected 1 or more, found 0"),
+    ({"bundle": "tiny_preview", "dataset_dir": "/nowhere"}, "/nowhere: expected the folder of a data set"),
+])  # fmt: skip
+def test_what_cannot_be_drawn_ends_in_a_plain_message(home, options, message):
+    with pytest.raises(SystemExit, match=message):
+        preview(**options)
+
+
+def test_a_damaged_case_is_named(home):
+    sample_module.sample("tiny_preview")
+    (home / "sample_data" / "images" / "c0.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match="c0"):
+        preview("tiny_preview", cases=1)
