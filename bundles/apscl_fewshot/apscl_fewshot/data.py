@@ -228,7 +228,7 @@ class EpisodeDataset(Dataset):
             for label in found
             if label not in self.novel_labels and len(rows := self._slices_with(label, min_fg, setting)) > shots
         }
-        if superpixels is not None:
+        if self.superpixel_share:
             superpixels.fit(self.scans)
         if not self.table and not self.superpixel_share:
             raise DataError(
@@ -244,7 +244,7 @@ class EpisodeDataset(Dataset):
             if not area.any():
                 continue
             inside = np.flatnonzero(area)
-            for z in np.flatnonzero(area >= min_fg):
+            for z in np.flatnonzero(area >= max(min_fg, 1)):
                 novel = setting == 2 and bool(np.isin(scan["label"][z].numpy(), self.novel_labels).any())
                 if not novel:
                     rows.append((index, int(z), int(part_of(z, inside[0], inside[-1]))))

@@ -24,6 +24,12 @@ def support_slices(inside: Sequence[int], parts: int = 3) -> list[int]:
     return [int(inside[int((2 * part + 1) / (2 * parts) * len(inside))]) for part in range(parts)]
 
 
+def embed_slices(network: nn.Module, images: torch.Tensor, batch: int = 16) -> Embedded:
+    """Embed a stack of slices ``(D, C, H, W)`` a few at a time, so that memory does not grow with the scan."""
+    parts = [network.embed(chunk) for chunk in images.split(batch)]
+    return torch.cat([features for features, _ in parts]), torch.cat([frames for _, frames in parts])
+
+
 class SupportBank:
     """What a network keeps of K annotated scans: a code for every class and part, each slice encoded once.
 
@@ -46,7 +52,7 @@ class SupportBank:
         images = torch.stack([scans[index]["image"][z] for index, z in needed]).to(device)
         place = {row: position for position, row in enumerate(needed)}
         with torch.no_grad():
-            embedded, frames = network.embed(images)
+            embedded, frames = embed_slices(network, images)
             self.codes: dict[int, list[Code]] = {label: [] for label in self.labels}
             self.keys: dict[int, list[torch.Tensor]] = {label: [] for label in self.labels}
             for label, shots in rows.items():

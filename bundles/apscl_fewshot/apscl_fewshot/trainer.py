@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.engine import load_checkpoint
 from common.report import format_table, save_overlay, score_structure, summarise, write_cases_csv
 
-from .protocol import PROTOCOLS, SupportBank, copy_mask, predict
+from .protocol import PROTOCOLS, SupportBank, copy_mask, embed_slices, predict
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class FewShotEvaluator(SupervisedEvaluator):
         self.network.eval()
         device, supports = self.state.device, query["support"]
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            embedded = self.network.embed(query["image"].to(device))
+            embedded = embed_slices(self.network, query["image"].to(device))
             banks = [supports] if self.shots == 0 else [[support] for support in supports]
             pairs = [(scans, protocol) for scans in banks for protocol in protocols]
             return [entry for scans, protocol in pairs for entry in self._segment(query, embedded, scans, protocol)]

@@ -98,17 +98,17 @@ def write_scans(directory, cases, spacing=2.0, extents=None, **splits):
                          dtype=np.int16, **splits)
 
 
-@pytest.fixture(name="make_network")
+@pytest.fixture(scope="session", name="make_network")
 def _make_network():
     return make_network
 
 
-@pytest.fixture(name="make_scan")
+@pytest.fixture(scope="session", name="make_scan")
 def _make_scan():
     return make_scan
 
 
-@pytest.fixture(name="write_scans")
+@pytest.fixture(scope="session", name="write_scans")
 def _write_scans():
     return write_scans
 

@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from apscl_fewshot.data import QueryDataset, only_item, part_of, read_datalist, slices, split_scans
+from apscl_fewshot.protocol import support_slices
+from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, Orientationd, Resized
+
+from common.data import DataError, read_dataset
+
+CASES = [f"case_{i:02d}" for i in range(12)]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, write_scans):
+    """Twelve scans; no folds in dataset.json."""
+    return write_scans(tmp_path_factory.mktemp("data") / "set", CASES)
+
+
+def names(items):
+    return [item["case"] for item in items]
+
+
+def split(folder, fold=0, support="next_scan"):
+    return tuple(names(items) for items in split_scans(read_dataset(folder), fold, support))
+
+
+def change(folder, tmp_path, **entries):
+    """A copy of dataset.json with other entries; the files stay where they are."""
+    index = json.loads((folder / "dataset.json").read_text())
+    for item in index["training"]:
+        item |= {key: str(folder / item[key]) for key in ("image", "label")}
+    index |= entries
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("fold", "queries", "support"),
+    # five contiguous blocks of twelve: 3, 3, 2, 2, 2; the support is the scan after the block, in a circle
+    [(0, [0, 1, 2], 3), (1, [3, 4, 5], 6), (2, [6, 7], 8), (3, [8, 9], 10), (4, [10, 11], 0)],
+)
+def test_folds_are_contiguous_blocks_and_the_next_scan_supports(folder, fold, queries, support):
+    expected = [CASES[i] for i in range(12) if i not in queries and i != support]
+    assert split(folder, fold) == (expected, [CASES[i] for i in queries], [CASES[support]])
+
+
+@pytest.mark.parametrize(
+    ("support", "expected"),
+    [("first", [0]), ("last", [11]), ("case_07", [7]), ("1", [6]), ("3", [6, 8, 10]), ("9", [6, 8, 10, 0])],
+)
+def test_choices_of_the_support(folder, support, expected):
+    training, queries, supports = split(folder, 1, support)
+    assert queries == CASES[3:6] and supports == [CASES[i] for i in expected]
+    assert sorted(training + queries + supports) == CASES  # each scan has one role
+
+
+def test_folds_of_dataset_json_come_first(folder, tmp_path):
+    folds = [["case_01", "case_05"], ["case_00", "case_02"], ["case_03", "case_04", *CASES[6:]]]
+    changed = change(folder, tmp_path, folds=folds)
+    rest = ["case_00", "case_02", "case_03", "case_04", *CASES[7:]]
+    assert split(changed, 0) == (rest, folds[0], ["case_06"])
+    assert split(changed, 1, "2")[2] == ["case_03", "case_01"]
+    with pytest.raises(DataError, match="12 labelled scans and 3 folds; asked for fold 3"):
+        split(changed, 3)
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_a_validation_list_holds_the_queries(folder, tmp_path, write_scans, with_folder):
+    index = json.loads((folder / "dataset.json").read_text())["training"]
+    items = [{key: str(folder / item[key]) for key in ("image", "label")} for item in index]
+    changed = change(folder, tmp_path, training=items[:8], validation=items[8:])
+    if with_folder:
+        write_scans(tmp_path / "support", ["teacher_1", "teacher_2"])
+        assert split(changed) == (CASES[:8], CASES[8:], ["teacher_1", "teacher_2"])
+    else:
+        assert split(changed) == (CASES[1:8], CASES[8:], CASES[:1])
+
+
+def test_errors_of_the_split(folder, tmp_path):
+    with pytest.raises(DataError, match="12 labelled scans and 5 folds; asked for fold 5.*add scans, or a `val"):
+        split(folder, 5)
+    with pytest.raises(DataError, match="asked for fold -1"):
+        split(folder, -1)
+    with pytest.raises(DataError, match="support 'case_00': expected next_scan.* outside fold 0: .'case_03'"):
+        split(folder, 0, "case_00")
+    index = json.loads((folder / "dataset.json").read_text())["training"][:2]
+    items = [{key: str(folder / item[key]) for key in ("image", "label")} for item in index]
+    with pytest.raises(DataError, match="2 labelled scans and 2 folds.*needs a query, a support and at least one scan"):
+        split(change(folder, tmp_path, training=items))
+
+
+def test_the_data_list_names_supports_and_classes(folder):
+    labels = {1: "left box", 2: "right box", 3: "low box"}
+    datalist = read_datalist(str(folder), "/nowhere", fold=1, support="2")
+    assert datalist["novel_labels"] == {3: "low box"} and datalist["labels"] == labels
+    for query in datalist["validation"]:
+        assert names(query["support"]) == ["case_06", "case_08"] and query["novel_labels"] == {3: "low box"}
+    assert read_datalist(str(folder), "/nowhere", novel_labels=[2, 1])["novel_labels"] == {2: labels[2], 1: labels[1]}
+    with pytest.raises(DataError, match=r"novel_labels \[9, 0\] are not labels of .*'low box'"):
+        read_datalist(str(folder), "/nowhere", novel_labels=[9, 1, 0])
+    with pytest.raises(DataError, match="no such folder"):
+        read_datalist(str(folder / "missing"), "/nowhere")
+
+
+def test_sample_data_is_made_at_its_place_alone(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("apscl_fewshot.data.generate_sample_data", lambda directory: made.append(directory))
+    for place in (tmp_path / "other", tmp_path / "sample_data"):
+        with pytest.raises(DataError):
+            read_datalist(str(place), str(tmp_path))
+    assert made == [tmp_path / "sample_data"]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "parts", "expected"),
+    [
+        (0, 8, 3, [0, 0, 0, 1, 1, 1, 2, 2, 2]),  # thirds of 8 / 3 slices
+        (10, 16, 3, [0, 0, 1, 1, 2, 2, 2]),
+        (4, 5, 3, [0, 2]),
+        (4, 4, 3, [0]),
+        (2, 6, 1, [0, 0, 0, 0, 0]),
+    ],
+)
+def test_parts_against_lists_made_by_hand(first, last, parts, expected):
+    """floor((z - first) / ((last - first) / parts)), the end of the organ being in the last part."""
+    assert part_of(np.arange(first, last + 1), first, last, parts).tolist() == expected
+    assert [int(part_of(z, first, last, parts)) for z in range(first, last + 1)] == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "parts", "expected"),
+    [
+        (12, 3, [2, 6, 10]), (7, 3, [1, 3, 5]), (3, 3, [0, 1, 2]), (2, 3, [0, 1, 1]), (1, 3, [0, 0, 0]),
+        (9, 1, [4]), (4, 2, [1, 3]),
+    ],  # fmt: skip
+)
+def test_support_slices_against_lists_made_by_hand(count, parts, expected):
+    """The slice at 1/6, 3/6 and 5/6 of those that show the organ, which need not be neighbours."""
+    inside = [10 + 2 * i for i in range(count)]
+    assert support_slices(inside, parts) == [inside[i] for i in expected]
+
+
+TRANSFORM = Compose([
+    LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]),
+    Orientationd(["image", "label"], axcodes="RAS", labels=None), CopyItemsd("image", names="native"),
+    Resized("image", (20, 24, -1), mode="area"),
+])  # fmt: skip
+
+
+def test_queries_come_with_their_supports(folder):
+    data = QueryDataset(read_datalist(str(folder), "/nowhere", fold=0, support="2")["validation"], TRANSFORM)
+    assert len(data) == 3
+    item = only_item([data[1]])
+    assert item["case"] == "case_01" and names(item["support"]) == ["case_03", "case_06"]
+    for scan in (item, *item["support"]):
+        assert scan["image"].shape == (9, 1, 20, 24) and scan["label"].shape == (9, 40, 36)
+        assert scan["native"].shape == (40, 36, 9) and scan["label"].dtype == torch.uint8
+        assert scan["spacing"] == [2.0, 2.0, 5.0] and scan["image"].is_contiguous()
+    assert type(item["image"]) is torch.Tensor and data[0]["support"][0] is item["support"][0]  # read once
+    assert item["native"].min() == 1000 and item["label"].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_a_list_of_images_and_labels_alone(folder):
+    """What MONAI Label hands over: the first scan supports the others, and the highest label is the class."""
+    index = json.loads((folder / "dataset.json").read_text())["training"][:3]
+    items = [{key: str(folder / item[key]) for key in ("image", "label")} for item in index]
+    data = QueryDataset(items, TRANSFORM)
+    assert [data[i]["case"] for i in range(len(data))] == ["case_01", "case_02"]
+    assert names(data[0]["support"]) == ["case_00"] and data[0]["novel_labels"] == {3: "label 3"}
+    alone = QueryDataset(items[:1], TRANSFORM)
+    assert len(alone) == 1 and names(alone[0]["support"]) == ["case_00"] == [alone[0]["case"]]
+    assert len(QueryDataset([], TRANSFORM)) == 0
+
+
+def test_slices_are_a_stack():
+    volume = torch.arange(2 * 3 * 4).view(1, 2, 3, 4)
+    stack = slices(volume)
+    assert stack.shape == (4, 1, 2, 3) and torch.equal(stack[2, 0], volume[0, :, :, 2]) and stack.is_contiguous()
