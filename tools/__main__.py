@@ -99,7 +99,7 @@ class Tools:
         """Time a part of the collection against its plain form in one run: a ratio, and the difference of the results.
 
         Args:
-            name: `volume`: four organs of one volume, with a cached support bank against slice by slice, class by class.
+            name: `volume`: four organs of one volume, a cached support bank against slice by slice, class by class.
             repeats: timed runs of each side, after one to warm up; the minima are compared.
             output: a JSON file for the figures.
         """

@@ -48,15 +48,13 @@ def compare(
     Raises:
         SystemExit: with the text of the error, when nothing can be run; with code 1, when a run has failed.
     """
-    configs = BUNDLES / bundle / "configs"
-    if not (configs / "train.json").is_file():
-        found = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/train.json"))
-        raise SystemExit(f"bundle: expected one of {', '.join(found)}, found {bundle}")
+    configs = _configs(bundle)
     settings = read_settings(Path(config) if config else configs / "compare.json", group)
     settings["variants"] = choose_variants(settings["variants"], _listed(variants))
     dataset = _dataset(dataset_dir)
     grid = read_grid(settings["grid"], {flag: _numbers(flag, value) for flag, value in (axes or {}).items()}, dataset)
-    check_overrides(settings["overrides"] | dict(overrides or {}), grid)
+    for changes in (settings["overrides"], overrides or {}, *settings["variants"].values()):
+        check_overrides(changes, grid)
     suffix = "" if group == "variants" else f"_{group}"
     folder = Path(output) if output else BUNDLES / bundle / "eval" / "compare" / f"{dataset.name}{suffix}"
     folder = folder.absolute()
@@ -134,6 +132,14 @@ def _footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, 
         f"{len(runs)} runs: " + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in grid.items()),
         f"Overrides: {numbers or 'none'}. torch {version('torch')}, monai {version('monai')}.",
     ])
+
+
+def _configs(bundle: str) -> Path:
+    folder = BUNDLES / bundle / "configs"
+    if not (folder / "train.json").is_file():
+        found = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/train.json"))
+        raise SystemExit(f"bundle: expected one of {', '.join(found)}, found {bundle}")
+    return folder
 
 
 def _dataset(dataset_dir: str) -> Dataset:

@@ -136,8 +136,8 @@ def copy_mask(scan: dict, truth: torch.Tensor, label: int, protocol: str) -> tor
     ``no_oracle`` knows no extent: the support's organ is stretched to the same share of the scan's depth.
     """
     mask = (scan["label"] == label).float()[:, None]
+    inside = np.flatnonzero(mask.flatten(1).any(1).numpy())  # before a smaller grid loses an organ of few pixels
     mask = F.interpolate(mask, size=truth.shape[1:], mode="nearest-exact")[:, 0]
-    inside = np.flatnonzero(mask.flatten(1).any(1).numpy())
     if protocol == "parts3":
         first, last = extent(truth == label)
         return mask[np.array(support_slices(inside))[part_of(np.arange(first, last + 1), first, last)]]

@@ -123,7 +123,7 @@ class FewShotEvaluator(SupervisedEvaluator):
                 continue  # the protocol needs the organ's extent, and there is none
             predicted, truth, first = predict(self.network, self._banks[key], embedded, query["label"], label, protocol)
             copied = copy_mask(scans[0], query["label"], label, protocol)
-            volumes = {Keys.PRED: predicted, Keys.LABEL: truth, "copy": copied}
+            volumes = {Keys.PRED: predicted.cpu(), Keys.LABEL: truth, "copy": copied}
             names = {
                 "case": query["case"],
                 "support": support,

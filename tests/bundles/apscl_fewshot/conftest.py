@@ -49,7 +49,7 @@ def make_network(cls=FewShotNetwork, head=None, prior=True, position=True, laten
 
 
 # what each organ covers of a slice (top, bottom, left, right, in 32nds) and how bright it is
-ORGANS = {1: ((8, 18, 6, 14), 2.0), 2: ((8, 16, 19, 26), 3.0), 3: ((19, 26, 10, 22), 4.0)}
+ORGANS = {1: ((8, 18, 6, 14), 2.0), 2: ((8, 16, 19, 26), 3.0), 3: ((19, 26, 8, 18), 4.0), 4: ((20, 27, 21, 27), 5.0)}
 
 
 def make_scan(case="scan", extents=None, depth=9, size=32, native=(40, 36), seed=0):

@@ -19,6 +19,7 @@ TRAIN = {
 COMPARE = {
     "variants": {"ours": {"score::gain": 0.25}, "theirs": {}, "overlay": {"config": "other.json", "score::note": None}},
     "pair": {"ours": {"score::gain": 0.25}, "theirs": {}},
+    "fixed": {"ours": {"fold": 0}},
     "overrides": {"max_epochs": 3},
     "grid": {"seed": [0, 1], "fold": "each fold", "novel_labels": "each label"},
     "columns": ["protocol", "structure"], "measure": "dice", "floor": {"name": "copy", "measure": "copy_dice"},

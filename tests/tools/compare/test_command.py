@@ -110,6 +110,7 @@ def test_changed_overrides_are_refused_before_anything_runs(command, tmp_path):
     ({"axes": {"seeds": "a"}}, "--seeds: expected numbers such as 0,1,2, found a"),
     ({"overrides": {"sead": 1}}, "found sead"),
     ({"overrides": {"seed": 1}}, "the comparison itself sets seed"),
+    ({"group": "fixed"}, "the comparison itself sets fold"),
 ])  # fmt: skip
 def test_wrong_options_are_refused_before_anything_is_written(command, tmp_path, options, message):
     with pytest.raises(SystemExit, match=message):

@@ -77,3 +77,11 @@ def test_equal_sides_are_not_significant():
     rows = rows_of(*((0, str(i), "x", 0.1 * i) for i in range(6)))
     test = paired(rows, rows, "dice", ("case", "structure"))
     assert (test.mean, test.low, test.high, test.p, test.n) == (0, 0, 0, 1, 6)
+
+
+def test_rounding_errors_make_no_spread():
+    theirs = rows_of(*((0, str(i), "x", 0.1 * i) for i in range(6)))
+    ours = [row | {"dice": row["dice"] + 0.1} for row in theirs]
+    assert len({ours[i]["dice"] - theirs[i]["dice"] for i in range(6)}) > 1
+    test = paired(ours, theirs, "dice", ("case", "structure"))
+    assert test.mean == test.low == test.high and test.p == pytest.approx(2 / 64)

@@ -1,0 +1,225 @@
+import math
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from apscl_fewshot.heads import ADNetHead, PANetHead
+from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer, list_queries
+from apscl_fewshot.protocol import SupportBank, embed_slices, segment
+from ignite.engine import Engine
+from monai.handlers import CheckpointLoader
+from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd, Resized
+
+from common.data import DataError
+
+TRANSFORM = Compose([
+    LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), CopyItemsd("image", names="native"),
+    NormalizeIntensityd("image"), Resized("image", (32, 32, -1), mode="area"),
+])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_scans):
+    return write_scans(tmp_path_factory.mktemp("support") / "set", ["one", "two"])
+
+
+@pytest.fixture
+def support(folder):
+    return Support(str(folder), TRANSFORM, [1, 3])
+
+
+@pytest.fixture
+def deployed(make_network, support):
+    return make_network(SupportedNetwork, support=support).eval()
+
+
+def test_logits_are_those_of_the_protocol_without_an_oracle(make_network, deployed, support, make_scan):
+    network, image = make_network().eval(), make_scan("query")["image"]
+    with torch.no_grad():
+        found, embedded = deployed(image), embed_slices(network, image)
+        bank = SupportBank(network, support.scans, [1, 3])
+        expected = [segment(network, bank, embedded, label, [32, 32]) for label in (1, 3)]
+    assert found.shape == (9, 3, 32, 32) and not found[:, 0].any()
+    torch.testing.assert_close(found[:, 1:], torch.stack(expected, dim=1), rtol=0, atol=1e-4)
+    # two support slices are used at least: the slices really choose
+    parts = embedded[0].flatten(1) @ embedded[0].flatten(1).T
+    assert parts.shape == (9, 9) and found[4, 2].max() > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prior": False}, {"position": False, "prior": False}, {"head": PANetHead()}, {"head": ADNetHead()}],
+)
+def test_the_scripted_network_equals_the_eager_one(make_network, support, tmp_path, options):
+    network = make_network(SupportedNetwork, support=support, **options).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(network).save(tmp_path / "model.ts")
+        loaded = torch.jit.load(tmp_path / "model.ts")
+    for size in ((3, 1, 32, 32), (2, 1, 48, 40)):
+        image = torch.randn(size)
+        with torch.no_grad():
+            found, expected = loaded(image), network(image)
+        assert expected.abs().max() > 1
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_state_dict_is_that_of_training(make_network, deployed):
+    trained = make_network().state_dict()
+    assert list(deployed.state_dict()) == list(trained)
+    deployed.load_state_dict(trained, strict=True)
+    make_network().load_state_dict(deployed.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("handler", [False, True])
+def test_loading_weights_renews_the_bank(make_network, deployed, support, tmp_path, handler):
+    other = make_network()
+    for parameter in other.parameters():
+        parameter.data.add_(0.3 * torch.randn(parameter.shape))
+    before = deployed.bank_prototypes.clone()
+    deployed.train()
+    if handler:  # as inference.json does
+        torch.save(other.state_dict(), tmp_path / "model.pt")
+        CheckpointLoader(str(tmp_path / "model.pt"), {"model": deployed})(Engine(lambda engine, batch: None))
+    else:
+        deployed.load_state_dict(other.state_dict())
+    assert deployed.training and (deployed.bank_prototypes - before).abs().max() > 0.01
+    bank = SupportBank(other.eval(), support.scans, [1, 3])
+    for n, label in enumerate((1, 3)):
+        for p in range(3):
+            torch.testing.assert_close(deployed.bank_prototypes[n, p], bank.codes[label][p]["prototypes"])
+            torch.testing.assert_close(deployed.bank_guide[n, p], bank.codes[label][p]["guide"])
+            torch.testing.assert_close(deployed.bank_keys[n, p], bank.keys[label][p])
+
+
+def test_the_support(folder, support, tmp_path, monkeypatch):
+    assert support.labels == [1, 3] and support.names == {1: "left box", 3: "low box"}
+    assert [scan["case"] for scan in support.scans] == ["one", "two"]
+    assert Support(str(folder), TRANSFORM).labels == [1, 2, 3]
+    with pytest.raises(DataError, match=r"has no label \[7\]; it has .*'left box'"):
+        Support(str(folder), TRANSFORM, [1, 7])
+    made = []
+    monkeypatch.setattr("apscl_fewshot.inferer.generate_sample_data", made.append)
+    for place in (tmp_path / "support", tmp_path / "sample" / "support"):
+        with pytest.raises(DataError):
+            Support(str(place), TRANSFORM, sample_dir=str(tmp_path / "sample"))
+    assert made == [str(tmp_path / "sample")]
+
+
+def test_a_support_scan_without_a_class_is_named(make_network, tmp_path, write_scans):
+    bare = Support(str(write_scans(tmp_path / "set", ["bare"], extents={1: (1, 7)})), TRANSFORM, [1, 2])
+    with pytest.raises(DataError, match=r"bare: expected label 2 in the support mask, found \[0, 1\]"):
+        make_network(SupportedNetwork, support=bare)
+
+
+@pytest.mark.parametrize(("spacing", "fits"), [(2.1, True), (1.9, True), (2.3, False), (1.0, False)])
+def test_support_scans_of_another_spacing_are_refused(folder, tmp_path, write_scans, spacing, fits):
+    other = write_scans(tmp_path / "set", ["three"], spacing=spacing)
+    for kind in ("images", "labels"):
+        for file in (folder / kind).iterdir():
+            (other / kind / file.name).write_bytes(file.read_bytes())
+    text = (other / "dataset.json").read_text()
+    items = [f'{{"image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"}}' for case in ("one", "two", "three")]
+    head, tail = text.split('"training": [')
+    (other / "dataset.json").write_text(f'{head}"training": [{", ".join(items)}]{tail[tail.index("]") + 1:]}')
+    if fits:
+        assert len(Support(str(other), TRANSFORM).scans) == 3
+        return
+    with pytest.raises(DataError, match=rf"three: expected about \[2.0, 2.0\] mm.* as one has; found \[{spacing}") as error:
+        Support(str(other), TRANSFORM)
+    assert "two:" not in str(error.value)
+
+
+def volume(deployed, *looks):
+    """Slices as a volume ``(1, 1, H, W, D)``."""
+    return torch.stack(looks, dim=-1)[None]
+
+
+def entropies(logits):
+    """Entropy of each pixel, from probabilities in float64."""
+    chance = logits.double().softmax(1)
+    return -(chance * chance.log()).sum(1)
+
+
+def tiny_variance(network):
+    last = network.prior.prior.layers[-1]
+    with torch.no_grad():
+        last.weight[4:], last.bias[4:] = 0, -40.0
+    network.prior.prior.forward = lambda features: (
+        type(network.prior.prior).forward(network.prior.prior, features)[0],
+        torch.full((len(features), 4), -40.0),
+    )
+
+
+def test_uncertainty_is_the_entropy_of_the_mean_over_draws(deployed, make_scan):
+    images = make_scan("query")["image"][[2, 4, 6]]
+    inferer = UncertaintyInferer(num_samples=8, roi_size=(32, 32), spatial_dim=2, sw_batch_size=2, progress=False)
+    with torch.no_grad():
+        found = [inferer(volume(deployed, *images), deployed) for _ in range(2)]
+        draws = torch.stack([deployed(images, True).double().softmax(1) for _ in range(200)])
+    assert found[0].shape == (1, 1, 32, 32, 3) and found[0].min() >= 0 and found[0].max() <= math.log(3) + 1e-6
+    assert (found[0] - found[1]).abs().max() > 1e-3  # the latent is drawn
+    expected = -(draws.mean(0) * draws.mean(0).log()).sum(1)
+    for z in range(3):
+        assert (found[0][0, 0, ..., z] - expected[z]).abs().mean() < 0.1
+
+
+def test_uncertainty_of_a_latent_without_variance_has_no_spread(deployed, make_scan):
+    images = make_scan("query")["image"][[2, 6]]
+    tiny_variance(deployed)
+    inferer = UncertaintyInferer(num_samples=3, roi_size=(32, 32), spatial_dim=2, sw_batch_size=4, progress=False)
+    with torch.no_grad():
+        found, again = (inferer(volume(deployed, *images), deployed)[0, 0] for _ in range(2))
+        expected = entropies(deployed(images))
+    torch.testing.assert_close(again, found, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.permute(2, 0, 1).double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"),
+    [
+        (lambda x: x, False),
+        (lambda x: 1.5 * x - 300, False),
+        (lambda x: x / 1000, True),  # not the same unit
+        (lambda x: 20 * x, True),
+        (lambda x: x - 2000, True),  # air at -1000, the support has none
+    ],
+)
+def test_a_query_of_another_range_of_values_is_warned_of(support, make_scan, change, warned):
+    """The support has values from 1000 to 1400."""
+    image = change(1000 + 100 * make_scan("query")["native"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert CheckQueryd("image", support)({"image": image})["image"] is image
+    assert [str(w.message) for w in caught if "support of another modality" in str(w.message)] == [
+        str(w.message) for w in caught] and len(caught) == warned  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "value"), [((8, 8, 3), np.nan), ((8, 8, 3), np.inf), ((8, 8, 3, 2), 1.0), ((8, 8), 1.0)])
+def test_a_query_that_is_no_volume_of_finite_values_is_refused_by_name(support, tmp_path, shape, value):
+    voxels = np.full(shape, 1100, np.float32)
+    voxels.flat[5] = value
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "query.nii.gz")
+    item = LoadImaged("image")({"image": str(tmp_path / "query.nii.gz")})
+    with pytest.raises(DataError, match="query.nii.gz: expected (finite values|a volume of three axes), found"):
+        CheckQueryd("image", support)(item)
+
+
+def test_the_list_of_queries(folder, tmp_path, write_scans):
+    files = sorted((folder / "images").iterdir())
+    expected = [{"image": str(file), "case": file.name.removesuffix(".nii.gz")} for file in files]
+    assert list_queries("unused", str(folder / "images")) == expected
+    assert list_queries("unused", [str(file) for file in files]) == expected
+    assert list_queries("unused", str(files[1])) == expected[1:]
+    other = write_scans(tmp_path / "set", ["a"], validation=["b"], test=["c"])
+    assert [item["case"] for item in list_queries(str(other))] == ["b", "c"]
+    with pytest.raises(DataError, match="no image to segment: expected NIfTI files in"):
+        list_queries(str(folder))  # it has neither list
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image to segment.*empty; set images or dataset_dir"):
+        list_queries("unused", str(tmp_path / "empty"))
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"(?s)2 problems.*broken.*missing"):
+        list_queries("unused", [str(tmp_path / "broken.nii.gz"), str(tmp_path / "missing.nii.gz")])

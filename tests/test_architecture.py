@@ -1,0 +1,55 @@
+"""The house rules that a reader relies on: which way imports run, how long files are, how checkpoints are loaded."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLES = sorted(folder.name for folder in (ROOT / "bundles").iterdir() if folder.is_dir())
+SOURCES = [
+    *(ROOT / "common").rglob("*.py"),
+    *(ROOT / "tools").rglob("*.py"),
+    *(file for name in BUNDLES for file in (ROOT / "bundles" / name / name).rglob("*.py")),
+]
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_run_from_bundle_to_common_to_libraries(file):
+    place = file.relative_to(ROOT).parts
+    forbidden = {"tests"}
+    if place[0] == "common":
+        forbidden |= {*BUNDLES, "tools"}
+    elif place[0] == "bundles":
+        forbidden |= {"tools", *(name for name in BUNDLES if name != place[1])}
+    assert not forbidden & set(imports(file))
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_are_short_and_named_for_an_idea(file):
+    assert len(file.read_text().splitlines()) <= 400
+    assert file.stem not in {"utils", "helpers", "misc", "scripts"}
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_default_network_is_the_same_in_training_and_inference(name):
+    """A saved model must fit the network that deploys it: shared parts and numbers are equal."""
+    train, inference = (
+        json.loads((ROOT / "bundles" / name / "configs" / file).read_text()) for file in ("train.json", "inference.json")
+    )
+    numbers = {key for key, value in inference.items() if isinstance(value, (int, float, str, list)) and key in train}
+    varying = {"imports", "amp", "num_workers", "run", "initialize", "finalize", "support", "network"}
+    assert {key: train[key] for key in numbers - varying} == {key: inference[key] for key in numbers - varying}
+    shared = train["network_def"].keys() & inference["network_def"].keys() - {"_target_"}
+    network = train["network_def"]
+    network["encoder"].pop("weights", None)  # deployed weights come from the model file
+    assert shared and {key: network[key] for key in shared} == {key: inference["network_def"][key] for key in shared}

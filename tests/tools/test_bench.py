@@ -1,0 +1,19 @@
+"""The benchmark runs, counts encoder passes, and compares equal results; it asserts no time."""
+
+import json
+
+import pytest
+from tools.bench import bench
+
+
+def test_volume_counts_passes_and_compares_equal_results(tmp_path, capsys):
+    bench(repeats=1, output=str(tmp_path / "figures.json"))
+    (row,) = json.loads((tmp_path / "figures.json").read_text())["results"]
+    slices, supports = row["slices"], 3  # the four organs of the support lie in the same three slices
+    assert row["encoder passes"] == f"{slices + supports} against {4 * slices * 2}"
+    assert row["largest difference"] < 1e-3 and "ratio" in capsys.readouterr().out
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(SystemExit, match="volume"):
+        bench("nothing")
