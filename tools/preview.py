@@ -58,5 +58,5 @@ def _draw(item: dict, labels: dict[int, str], folder: Path) -> Path:
         image = np.moveaxis(image, 3, 0)
         image = image if len(image) == 3 else image[:1]  # three channels are a colour picture; of others, the first
     file = folder / f"{item['case']}.png"
-    save_overlay(file, image, label, np.zeros_like(label), labels, affine, f"{item['case']}: labels")
+    save_overlay(file, image, label, None, labels, affine, f"{item['case']}: labels")
     return file

@@ -23,7 +23,7 @@ def save_overlay(
     path: str | Path,
     image: np.ndarray,
     truth: np.ndarray | None,
-    prediction: np.ndarray,
+    prediction: np.ndarray | None,
     labels: Mapping[int, str],
     affine: np.ndarray | None = None,
     title: str = "",
@@ -40,7 +40,7 @@ def save_overlay(
         path: the PNG file.
         image: grey values, or three channels in front for a colour photograph.
         truth: label map; None draws the prediction alone.
-        prediction: label map.
+        prediction: label map; None draws the truth alone.
         labels: label value to name, without the background; others are not drawn.
         affine: voxel to RAS+ mm as in NIfTI; None draws the array as it is, first axis down.
         title: usually the case.
@@ -56,16 +56,16 @@ def save_overlay(
     image, maps = _checked(image, truth, prediction)
     figure = _figure(*_panels(image, maps, affine, slices), labels)
     figure.suptitle(_headline(title, dice), color="white", fontsize=12, fontweight="bold", wrap=True)
-    figure.legend(handles=_keys(labels, truth is not None), loc="outside lower center", ncols=6, fontsize=10,
-                  frameon=False, labelcolor="white")
+    keys = _keys(labels, truth is not None, prediction is not None)
+    figure.legend(handles=keys, loc="outside lower center", ncols=6, fontsize=10, frameon=False, labelcolor="white")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
 
-def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray) -> tuple[np.ndarray, list]:
+def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None) -> tuple[np.ndarray, list]:
     """The image with channels in front, and the two maps."""
-    image, maps = np.asarray(image), [None if truth is None else np.asarray(truth), np.asarray(prediction)]
-    image = image if image.ndim > maps[1].ndim else image[None]
+    image, maps = np.asarray(image), [None if given is None else np.asarray(given) for given in (truth, prediction)]
+    image = image if image.ndim > max(m.ndim for m in maps if m is not None) else image[None]
     if any(m is not None and m.shape != image.shape[1:] for m in maps) or image.shape[0] not in (1, 3):
         shapes = [None if m is None else m.shape for m in maps]
         raise ValueError(f"image {image.shape}, truth {shapes[0]} and prediction {shapes[1]} do not fit together.")
@@ -165,8 +165,8 @@ def _line(is_truth: bool) -> dict[str, Any]:
     return {"linestyles": "solid" if is_truth else "dashed", "linewidths": 1.3}
 
 
-def _keys(labels: Mapping[int, str], with_truth: bool) -> list[Line2D]:
-    roles = [("truth", True, "-")] * with_truth + [("prediction", False, "--")]
+def _keys(labels: Mapping[int, str], with_truth: bool, with_prediction: bool) -> list[Line2D]:
+    roles = [("truth", True, "-")] * with_truth + [("prediction", False, "--")] * with_prediction
     if len(labels) == 1:
         return [Line2D([], [], color=_colour(labels, 0, t), linestyle=s, label=role) for role, t, s in roles]
     names = [Line2D([], [], color=_colour(labels, n, True), lw=4, label=name) for n, name in enumerate(labels.values())]

@@ -161,9 +161,11 @@ class UncertaintyInferer(SliceInferer):
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         mean: torch.Tensor | None = None
         for _ in range(self.num_samples):
-            drawn = super().__call__(inputs, network, True, *args, **kwargs).softmax(1) / self.num_samples
+            # a closure, as SliceInferer does not hand arguments on
+            drawn = super().__call__(inputs, lambda image: network(image, True, *args, **kwargs))
+            drawn = drawn.softmax(1) / self.num_samples
             mean = drawn if mean is None else mean + drawn
-        return -(mean * mean.clamp(min=1e-12).log()).sum(1, keepdim=True)
+        return -(mean * mean.clamp(1e-12, 1.0).log()).sum(1, keepdim=True)
 
 
 class CheckQueryd(MapTransform):

@@ -1,3 +1,4 @@
+import json
 import math
 import warnings
 
@@ -43,9 +44,7 @@ def test_logits_are_those_of_the_protocol_without_an_oracle(make_network, deploy
         expected = [segment(network, bank, embedded, label, [32, 32]) for label in (1, 3)]
     assert found.shape == (9, 3, 32, 32) and not found[:, 0].any()
     torch.testing.assert_close(found[:, 1:], torch.stack(expected, dim=1), rtol=0, atol=1e-4)
-    # two support slices are used at least: the slices really choose
-    parts = embedded[0].flatten(1) @ embedded[0].flatten(1).T
-    assert parts.shape == (9, 9) and found[4, 2].max() > 0
+    assert (found[:, 2] > 0).any() and (found[:, 2] < 0).any()
 
 
 @pytest.mark.parametrize(
@@ -117,24 +116,23 @@ def test_a_support_scan_without_a_class_is_named(make_network, tmp_path, write_s
 @pytest.mark.parametrize(("spacing", "fits"), [(2.1, True), (1.9, True), (2.3, False), (1.0, False)])
 def test_support_scans_of_another_spacing_are_refused(folder, tmp_path, write_scans, spacing, fits):
     other = write_scans(tmp_path / "set", ["three"], spacing=spacing)
-    for kind in ("images", "labels"):
-        for file in (folder / kind).iterdir():
-            (other / kind / file.name).write_bytes(file.read_bytes())
-    text = (other / "dataset.json").read_text()
-    items = [f'{{"image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"}}' for case in ("one", "two", "three")]
-    head, tail = text.split('"training": [')
-    (other / "dataset.json").write_text(f'{head}"training": [{", ".join(items)}]{tail[tail.index("]") + 1:]}')
+    index = json.loads((other / "dataset.json").read_text())
+    for case in ("two", "one"):
+        item = {kind: str(folder / f"{kind}s" / f"{case}.nii.gz") for kind in ("image", "label")}
+        index["training"].insert(0, item)
+    (other / "dataset.json").write_text(json.dumps(index))
     if fits:
         assert len(Support(str(other), TRANSFORM).scans) == 3
         return
-    with pytest.raises(DataError, match=rf"three: expected about \[2.0, 2.0\] mm.* as one has; found \[{spacing}") as error:
+    expected = rf"three: expected about \[2.0, 2.0\] mm in the plane, as one has; found \[{spacing}"
+    with pytest.raises(DataError, match=expected) as error:
         Support(str(other), TRANSFORM)
     assert "two:" not in str(error.value)
 
 
-def volume(deployed, *looks):
+def volume(images):
     """Slices as a volume ``(1, 1, H, W, D)``."""
-    return torch.stack(looks, dim=-1)[None]
+    return images.permute(1, 2, 3, 0)[None]
 
 
 def entropies(logits):
@@ -143,21 +141,11 @@ def entropies(logits):
     return -(chance * chance.log()).sum(1)
 
 
-def tiny_variance(network):
-    last = network.prior.prior.layers[-1]
-    with torch.no_grad():
-        last.weight[4:], last.bias[4:] = 0, -40.0
-    network.prior.prior.forward = lambda features: (
-        type(network.prior.prior).forward(network.prior.prior, features)[0],
-        torch.full((len(features), 4), -40.0),
-    )
-
-
 def test_uncertainty_is_the_entropy_of_the_mean_over_draws(deployed, make_scan):
     images = make_scan("query")["image"][[2, 4, 6]]
-    inferer = UncertaintyInferer(num_samples=8, roi_size=(32, 32), spatial_dim=2, sw_batch_size=2, progress=False)
+    inferer = UncertaintyInferer(num_samples=10, roi_size=(32, 32), spatial_dim=2, sw_batch_size=2, progress=False)
     with torch.no_grad():
-        found = [inferer(volume(deployed, *images), deployed) for _ in range(2)]
+        found = [inferer(volume(images), deployed) for _ in range(2)]
         draws = torch.stack([deployed(images, True).double().softmax(1) for _ in range(200)])
     assert found[0].shape == (1, 1, 32, 32, 3) and found[0].min() >= 0 and found[0].max() <= math.log(3) + 1e-6
     assert (found[0] - found[1]).abs().max() > 1e-3  # the latent is drawn
@@ -168,10 +156,11 @@ def test_uncertainty_is_the_entropy_of_the_mean_over_draws(deployed, make_scan):
 
 def test_uncertainty_of_a_latent_without_variance_has_no_spread(deployed, make_scan):
     images = make_scan("query")["image"][[2, 6]]
-    tiny_variance(deployed)
+    block = deployed.prior.prior
+    deployed.prior.prior.forward = lambda features: (type(block).forward(block, features)[0], torch.tensor(-40.0))
     inferer = UncertaintyInferer(num_samples=3, roi_size=(32, 32), spatial_dim=2, sw_batch_size=4, progress=False)
     with torch.no_grad():
-        found, again = (inferer(volume(deployed, *images), deployed)[0, 0] for _ in range(2))
+        found, again = (inferer(volume(images), deployed)[0, 0] for _ in range(2))
         expected = entropies(deployed(images))
     torch.testing.assert_close(again, found, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.permute(2, 0, 1).double(), expected, rtol=0, atol=1e-4)
@@ -197,7 +186,9 @@ def test_a_query_of_another_range_of_values_is_warned_of(support, make_scan, cha
         str(w.message) for w in caught] and len(caught) == warned  # fmt: skip
 
 
-@pytest.mark.parametrize(("shape", "value"), [((8, 8, 3), np.nan), ((8, 8, 3), np.inf), ((8, 8, 3, 2), 1.0), ((8, 8), 1.0)])
+@pytest.mark.parametrize(
+    ("shape", "value"), [((8, 8, 3), np.nan), ((8, 8, 3), np.inf), ((8, 8, 3, 2), 1.0), ((8, 8), 1.0)]
+)
 def test_a_query_that_is_no_volume_of_finite_values_is_refused_by_name(support, tmp_path, shape, value):
     voxels = np.full(shape, 1100, np.float32)
     voxels.flat[5] = value
