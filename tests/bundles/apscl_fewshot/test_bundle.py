@@ -1,0 +1,188 @@
+"""The bundle as its users start it: tiny runs of its configs on the sample data."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, run
+from monai.utils import set_determinism
+
+from common.data import read_dataset
+from common.engine import load_checkpoint
+
+BUNDLE = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot"
+CONFIGS = BUNDLE / "configs"
+NETWORK = {"image_size": [32, 32], "feat_dim": 8, "encoder_width": 8}
+TINY = {**NETWORK, "episodes_per_epoch": 4, "max_epochs": 4, "val_interval": 2, "min_fg": 4, "protocols": ["parts3"],
+        "pictures": 1, "distances": False}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    """MONAI sets up determinism and logging for the whole process."""
+    level, handlers = logging.root.level, list(logging.root.handlers)
+    yield
+    set_determinism(None)
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = handlers
+
+
+def places(folder, sample_data):
+    """Where a run reads and writes."""
+    return {"dataset_dir": str(sample_data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+
+
+def train(folder, sample_data, **overrides):
+    run(config_file=str(CONFIGS / "train.json"), **{**TINY, **places(folder, sample_data), **overrides})
+    return [load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, sample_data):
+    """The folder of one run of four epochs, and its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder, sample_data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_four_epochs_equal_two_and_two_bit_for_bit(trained, tmp_path, sample_data, workers):
+    """Against one run without workers, so that their number does not matter either."""
+    schedule = {"lr_scheduler::t_total": 8, "lr_scheduler::warmup_steps": 1}  # what four epochs give
+    first = train(tmp_path, sample_data, max_epochs=2, num_workers=workers, **schedule)
+    halves = train(tmp_path, sample_data, resume=True, num_workers=workers)
+    assert first[0]["epoch"] == 2 and halves[0]["epoch"] == 4 and halves[0]["iteration"] == 8
+    assert set(halves[0]["objects"]) == {"network", "objective", "optimizer", "lr_scheduler"}
+    torch.testing.assert_close(halves, trained[1], rtol=0, atol=0)
+    weights = [state["objects"]["network"]["encoder.projection.weight"] for state in (first[0], halves[0])]
+    assert not torch.equal(*weights)
+
+
+def test_a_run_leaves_a_model_a_report_and_a_log(trained):
+    folder, (checkpoint, model) = trained
+    files = {file.name for file in (folder / "eval").iterdir()}
+    assert {"cases.csv", "summary.md", "superpixels"} <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    assert sum(name.startswith("overlay_") for name in files) == 1
+    assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt"}
+    assert 0 <= checkpoint["best_metric"] <= 1 and set(model) == set(checkpoint["objects"]["network"])
+    lines = (folder / "eval" / "cases.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3  # three query scans, one support, one organ, one protocol
+
+
+def command(*arguments, cwd, **overrides):
+    """A bundle run in a process of its own, with nothing set but the number of threads."""
+    flags = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "monai.bundle", "run", *arguments, *flags],
+        cwd=cwd, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def entries(folder):
+    """What lies in a folder, but for what other runs may be writing at the same time."""
+    passing = {"__pycache__", ".pytest_cache", ".ruff_cache", ".git", "models", "eval", "sample_data"}
+    return {path.name for path in Path(folder).iterdir()} - passing
+
+
+def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, sample_data):
+    """Started in a third folder and resumed in the bundle's: neither gets a file."""
+    (tmp_path / "elsewhere").mkdir()
+    before = entries(BUNDLE)
+    options = {**TINY, **places(tmp_path, sample_data), "superpixel_share": 0.0, "val_interval": 1000}
+    options["max_epochs"], lines = 200, []
+    with command("--config_file", str(CONFIGS / "train.json"), cwd=tmp_path / "elsewhere", **options) as process:
+        for line in process.stdout:  # ten progress lines a run: the first one comes in epoch 20
+            lines.append(line)
+            if " %: epoch " in line:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL, "".join(lines)
+    done = load_checkpoint(tmp_path / "models" / "checkpoint.pt")["epoch"]
+    assert 19 <= done < 200
+    options |= {"resume": True, "max_epochs": done + 2}
+    with command("--config_file", "configs/train.json", cwd=BUNDLE, **options) as process:
+        output = process.stdout.read()
+    assert process.returncode == 0 and f"resumed after epoch {done} of {done + 2}" in output, output
+    assert load_checkpoint(tmp_path / "models" / "checkpoint.pt")["epoch"] == done + 2
+    assert (tmp_path / "models" / "model.pt").is_file() and (tmp_path / "eval" / "cases.csv").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir()) and entries(BUNDLE) == before
+
+
+def test_a_misspelt_override_ends_the_run_before_it_starts(tmp_path, sample_data):
+    """From the root of the repository."""
+    root, options = BUNDLE.parents[1], {**places(tmp_path, sample_data), "max_epoch": 1}
+    before = entries(root)
+    with command("--config_file", "bundles/apscl_fewshot/configs/train.json", cwd=root, **options) as process:
+        output = process.stdout.read()
+    assert process.returncode != 0 and "unknown override --max_epoch: did you mean --max_epochs?" in output, output
+    assert not (tmp_path / "models").exists() and entries(root) == before
+
+
+@pytest.mark.parametrize("place", ["root", "bundle", "third"])
+def test_nothing_is_written_into_the_working_folder(tmp_path, sample_data, monkeypatch, place):
+    (tmp_path / "third").mkdir()
+    folder = {"root": BUNDLE.parents[1], "bundle": BUNDLE, "third": tmp_path / "third"}[place]
+    monkeypatch.chdir(folder)
+    before = entries(folder)
+    train(tmp_path, sample_data, max_epochs=1, episodes_per_epoch=2)
+    assert entries(folder) == before and (tmp_path / "models" / "model.pt").is_file()
+
+
+def test_nan_stops_the_run_and_names_the_cases(tmp_path, sample_data):
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as error:
+        train(tmp_path, sample_data, learning_rate=1e30)
+    assert isinstance(error.value.__cause__, FloatingPointError)
+    text = r"the loss is nan in epoch 1, iteration \d, cases: phantom_\d\d\[\d+\] phantom_\d\d\[\d+\], phantom_"
+    assert re.match(text, str(error.value.__cause__))
+    assert not list(tmp_path.glob("models/*"))
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_config_has_all_that_monai_asks_of_it(tmp_path, sample_data, name):
+    if not (CONFIGS / f"{name}.json").is_file():
+        pytest.skip(f"{name}.json is not there yet")
+    options = {**NETWORK, **places(tmp_path, sample_data)}
+    options |= {} if name == "train" else {"support_dir": str(sample_data / "support")}
+    kind = "train" if name == "train" else "infer"
+    meta = str(CONFIGS / "metadata.json") if (CONFIGS / "metadata.json").is_file() else None
+    workflow = ConfigWorkflow(str(CONFIGS / f"{name}.json"), meta, workflow_type=kind, **options)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_inference_writes_labels_on_the_grid_of_the_image(tmp_path, sample_data, trained):
+    """An image of another orientation and size than the support's, with the weights of the run."""
+    source = nib.load(read_dataset(sample_data).validation[0]["image"])
+    turned = nib.as_closest_canonical(source).slicer[10:118, 5:125, 3:20]
+    nib.save(turned, tmp_path / "query.nii.gz")
+    options = {**NETWORK, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models"),
+               "support_dir": str(sample_data / "support"), "images": str(tmp_path / "query.nii.gz")}  # fmt: skip
+    run(config_file=str(CONFIGS / "inference.json"), **options)
+    found = nib.load(tmp_path / "eval" / "query_seg.nii.gz")
+    assert found.shape == turned.shape == (108, 120, 17)
+    np.testing.assert_allclose(found.affine, turned.affine, atol=1e-4)
+    assert set(np.unique(found.dataobj)) <= {0, 1, 2, 3, 4} and np.asarray(found.dataobj).any()
+
+
+def test_evaluation_scores_the_saved_model_again(tmp_path, sample_data, trained):
+    configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
+    options = {**TINY, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
+    run(config_file=configs, **options)
+    assert (tmp_path / "eval" / "cases.csv").read_text() == (trained[0] / "eval" / "cases.csv").read_text()
+
+
+def test_configs_are_json_of_one_form():
+    """All overlays name only keys of the config that they lie over."""
+    keys = {name: list(json.loads((CONFIGS / f"{name}.json").read_text())) for name in ("train", "paper", "evaluate")}
+    for overlay in ("paper", "evaluate"):
+        assert {key.split("::")[0] for key in keys[overlay]} <= set(keys["train"])
