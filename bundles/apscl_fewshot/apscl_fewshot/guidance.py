@@ -75,9 +75,9 @@ class MutualGuidance(nn.Module):
 class MutualGuidanceHead(nn.Module):
     """MGD and the cosine head: 1x1 projections h, guidance of the query, prototypes of the support.
 
-    Source: Huang et al., ACM MM 2024, Eq. 9-12. Departures: ``projection="shared"`` uses one h for both sides, which
-    starts as the identity, ``none`` drops it. With the printed ``separate`` ones, h_q learns the training organs by
-    itself, whatever the support shows, and an unseen organ becomes background. ``cos_scale`` is 20 instead of the
+    Source: Huang et al., ACM MM 2024, Eq. 9-12. Departures: ``projection="shared"`` uses one h for both sides,
+    ``none`` drops it. With the printed ``separate`` ones, h_q learns the training organs by itself, whatever the support
+    shows, and an unseen organ becomes background. All start as the identity. ``cos_scale`` is 20 instead of the
     printed 1, with which cross-entropy cannot fall below 0.127. ``guidance=null`` is plain prototype matching.
     """
 
@@ -97,13 +97,10 @@ class MutualGuidanceHead(nn.Module):
         self.support_projection: nn.Module = nn.Identity()
         self.query_projection: nn.Module = nn.Identity()
         if projection == "separate":
-            self.support_projection = nn.Conv2d(feat_dim, mgd_dim, 1)
-            self.query_projection = nn.Conv2d(feat_dim, mgd_dim, 1)
+            self.support_projection = _identity_start(feat_dim, mgd_dim)
+            self.query_projection = _identity_start(feat_dim, mgd_dim)
         elif projection == "shared":
-            shared = nn.Conv2d(feat_dim, feat_dim, 1)
-            nn.init.dirac_(shared.weight)
-            nn.init.zeros_(shared.bias)
-            self.support_projection = self.query_projection = shared
+            self.support_projection = self.query_projection = _identity_start(feat_dim, mgd_dim)
 
     def condition(self, features: torch.Tensor, masks: torch.Tensor) -> Code:
         projected = self.support_projection(features)
@@ -114,3 +111,12 @@ class MutualGuidanceHead(nn.Module):
         if self.guidance is not None:
             projected = self.guidance(projected, code["guide"])
         return cosine_logits(projected, code["prototypes"], self.cos_scale)
+
+
+def _identity_start(feat_dim: int, mgd_dim: int) -> nn.Conv2d:
+    """A 1x1 convolution that passes its input on. From two random ones, support and query have no direction in common,
+    and a few hundred episodes teach nothing but background."""
+    conv = nn.Conv2d(feat_dim, mgd_dim, 1)
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
