@@ -76,9 +76,9 @@ class MutualGuidanceHead(nn.Module):
     """MGD and the cosine head: 1x1 projections h, guidance of the query, prototypes of the support.
 
     Source: Huang et al., ACM MM 2024, Eq. 9-12. Departures: ``projection="shared"`` uses one h for both sides,
-    ``none`` drops it. With the printed ``separate`` ones, h_q learns the training organs by itself, whatever the support
-    shows, and an unseen organ becomes background. All start as the identity. ``cos_scale`` is 20 instead of the
-    printed 1, with which cross-entropy cannot fall below 0.127. ``guidance=null`` is plain prototype matching.
+    ``none`` drops it. With the printed ``separate`` ones, h_q learns the training organs by itself, whatever the
+    support shows, and an unseen organ becomes background. All start as the identity. ``cos_scale`` is 20 instead of
+    the printed 1, with which cross-entropy cannot fall below 0.127. ``guidance=null`` is plain prototype matching.
     """
 
     def __init__(
