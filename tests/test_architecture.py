@@ -44,7 +44,8 @@ def test_files_are_short_and_named_for_an_idea(file):
 def test_default_network_is_the_same_in_training_and_inference(name):
     """A saved model must fit the network that deploys it: shared parts and numbers are equal."""
     train, inference = (
-        json.loads((ROOT / "bundles" / name / "configs" / file).read_text()) for file in ("train.json", "inference.json")
+        json.loads((ROOT / "bundles" / name / "configs" / file).read_text())
+        for file in ("train.json", "inference.json")
     )
     numbers = {key for key, value in inference.items() if isinstance(value, (int, float, str, list)) and key in train}
     varying = {"imports", "amp", "num_workers", "run", "initialize", "finalize", "support", "network"}

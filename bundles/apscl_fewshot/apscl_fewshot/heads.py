@@ -36,7 +36,7 @@ def class_prototypes(features: torch.Tensor, masks: torch.Tensor) -> torch.Tenso
 
 
 def cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: float) -> torch.Tensor:
-    """Scaled cosine of every position with every prototype: ``(Q, P, h, w)``, in float32 (Huang et al., Eq. 12)."""
+    """Scaled cosine of every position with every prototype: ``(Q, P, h, w)`` (Huang et al., Eq. 12)."""
     features = F.normalize(features.float(), dim=1)
     return scale * torch.einsum("qahw,pa->qphw", features, F.normalize(prototypes.float(), dim=1))
 

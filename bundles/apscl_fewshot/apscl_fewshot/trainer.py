@@ -119,10 +119,12 @@ class FewShotEvaluator(SupervisedEvaluator):
             self._banks[key] = SupportBank(self.network, scans, labels, parts)
         entries = []
         for label in labels:
-            if protocol == "parts3" and not (query["label"] == label).any():
-                continue  # the protocol needs the organ's extent, and there is none
-            predicted, truth, first = predict(self.network, self._banks[key], embedded, query["label"], label, protocol)
-            copied = copy_mask(scans[0], query["label"], label, protocol)
+            truth, first = query["label"] == label, 0
+            predicted = copied = torch.zeros_like(truth)
+            if protocol != "parts3" or truth.any():  # parts3 needs the organ's extent; without, the row reads "absent"
+                bank = self._banks[key]
+                predicted, truth, first = predict(self.network, bank, embedded, query["label"], label, protocol)
+                copied = copy_mask(scans[0], query["label"], label, protocol)
             volumes = {Keys.PRED: predicted.cpu(), Keys.LABEL: truth, "copy": copied}
             names = {
                 "case": query["case"],

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from apscl_fewshot.guidance import MutualGuidance, MutualGuidanceHead
 from apscl_fewshot.latent import FeatureEnhancement, LatentBlock
 from apscl_fewshot.network import AnatomicalPrior, FewShotNetwork
 from apscl_fewshot.position import PositionPrior
 from apscl_fewshot.sample import generate_sample_data
-from torch import nn
-
 from common.data.write import Case, write_dataset
 
 WIDTH, LATENT = 8, 4

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from apscl_fewshot.data import QueryDataset, only_item, part_of, read_datalist, slices, split_scans
-from apscl_fewshot.protocol import support_slices
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, Orientationd, Resized
 
+from apscl_fewshot.data import QueryDataset, only_item, part_of, read_datalist, slices, split_scans
+from apscl_fewshot.protocol import support_slices
 from common.data import DataError, read_dataset
 
 CASES = [f"case_{i:02d}" for i in range(12)]

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from apscl_fewshot.encoder import LightEncoder, ResNetEncoder
 from torch import nn
+
+from apscl_fewshot.encoder import LightEncoder, ResNetEncoder
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 # entries and parameters of torchvision's state dicts without `fc`, as its model pages give them

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from apscl_fewshot import data as module
-from apscl_fewshot.data import EpisodeDataset
-from apscl_fewshot.superpixels import Superpixels
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined
 from torch.utils.data import DataLoader
 
+from apscl_fewshot import data as module
+from apscl_fewshot.data import EpisodeDataset
+from apscl_fewshot.superpixels import Superpixels
 from common.data import DataError
 
 EXTENTS = {"a": {1: (1, 7), 2: (2, 6), 3: (3, 5)}, "b": {1: (0, 5), 2: (4, 8), 3: (6, 8)}, "c": {1: (2, 8), 2: (1, 3)}}

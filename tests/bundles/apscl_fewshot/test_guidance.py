@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
 from apscl_fewshot.guidance import MutualGuidance, MutualGuidanceHead
 from apscl_fewshot.heads import PANetHead
-from torch.nn import functional as F
 
 LITERAL = {"norm": "none", "center": False}
 
@@ -147,6 +148,8 @@ def test_a_shared_projection_is_one_and_separate_ones_are_two(episode):
     shared, separate = (MutualGuidanceHead(None, 6, 6, kind) for kind in ("shared", "separate"))
     assert shared.support_projection is shared.query_projection
     assert separate.support_projection is not separate.query_projection
+    torch.testing.assert_close(segment(separate, episode), segment(PANetHead(), episode))  # both start as the identity
+    torch.nn.init.normal_(separate.query_projection.weight)
     assert (segment(separate, episode) - segment(PANetHead(), episode)).abs().max() > 0.1
     wide = MutualGuidanceHead(MutualGuidance(), 6, mgd_dim=10, projection="separate")
     assert wide.condition(*episode[:2])["prototypes"].shape == (2, 10) and segment(wide, episode).shape == (3, 2, 4, 4)

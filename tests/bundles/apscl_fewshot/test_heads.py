@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from apscl_fewshot.heads import ADNetHead, ALPHead, PANetHead, class_prototypes, cosine_logits, shrink_mask
 
 HEADS = [PANetHead, ALPHead, ADNetHead]

@@ -6,13 +6,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from apscl_fewshot.heads import ADNetHead, PANetHead
-from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer, list_queries
-from apscl_fewshot.protocol import SupportBank, embed_slices, segment
 from ignite.engine import Engine
 from monai.handlers import CheckpointLoader
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd, Resized
 
+from apscl_fewshot.heads import ADNetHead, PANetHead
+from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer, list_queries
+from apscl_fewshot.protocol import SupportBank, embed_slices, segment
 from common.data import DataError
 
 TRANSFORM = Compose([

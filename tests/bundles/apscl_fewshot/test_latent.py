@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from apscl_fewshot.latent import FeatureEnhancement, LatentBlock, LatentDecoder, sample_latent
 from torch import nn
 from torch.nn import functional as F
+
+from apscl_fewshot.latent import FeatureEnhancement, LatentBlock, LatentDecoder, sample_latent
 
 
 def perceptron(layers, values):

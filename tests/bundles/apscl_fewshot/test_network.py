@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from apscl_fewshot.encoder import ResNetEncoder
 from apscl_fewshot.heads import ADNetHead, ALPHead, PANetHead
 from apscl_fewshot.network import AnatomicalPrior

@@ -3,13 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
 from apscl_fewshot.encoder import LightEncoder
 from apscl_fewshot.heads import ADNetHead, PANetHead
 from apscl_fewshot.latent import LatentBlock, LatentDecoder
 from apscl_fewshot.objective import LabelBranch, Objective, SpatialSimilarity
-from torch.distributions import Normal, kl_divergence
-from torch.nn import functional as F
-
 from common.losses import GaussianKLLoss, SimilarityContrastiveLoss
 
 

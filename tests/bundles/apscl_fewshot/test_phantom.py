@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from apscl_fewshot.phantom import FAR, Canvas, smooth_noise
 
 

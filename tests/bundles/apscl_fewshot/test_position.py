@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from apscl_fewshot.position import PositionPrior, body_frame
 
 WHOLE = torch.tensor([[0.0, 1.0, 0.0, 1.0]])

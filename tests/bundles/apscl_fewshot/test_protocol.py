@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from monai.metrics import DiceMetric
+from torch import nn
+
 from apscl_fewshot.heads import ADNetHead, ALPHead, PANetHead
 from apscl_fewshot.protocol import (
     PROTOCOLS,
@@ -14,9 +17,6 @@ from apscl_fewshot.protocol import (
     slice_key,
 )
 from apscl_fewshot.trainer import FewShotEvaluator, entry_row
-from monai.metrics import DiceMetric
-from torch import nn
-
 from common.data import DataError
 
 FOUR = {1: (1, 7), 2: (2, 6), 3: (3, 5), 4: (4, 8)}

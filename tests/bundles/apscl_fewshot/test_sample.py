@@ -3,10 +3,10 @@ import hashlib
 import nibabel as nib
 import numpy as np
 import pytest
-from apscl_fewshot.phantom import ORGANS
-from apscl_fewshot.sample import draw_subject, generate_sample_data
 from scipy import ndimage
 
+from apscl_fewshot.phantom import ORGANS
+from apscl_fewshot.sample import draw_subject, generate_sample_data
 from common.data.check import check_dataset
 from common.data.dataset import read_dataset
 

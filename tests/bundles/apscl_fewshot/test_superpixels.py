@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+
 from apscl_fewshot import superpixels as module
 from apscl_fewshot.superpixels import Superpixels
-
 from common.data import DataError
 
 

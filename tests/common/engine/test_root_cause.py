@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from common.data import DataError
 from common.engine import root_cause
 from common.engine.root_cause import _report

@@ -3,9 +3,10 @@
 import nibabel as nib
 import numpy as np
 import torch
-from common.report import OverlayHandler
 from ignite.engine import Engine
 from monai.data import MetaTensor
+
+from common.report import OverlayHandler
 
 
 def test_a_picture_for_each_volume(tmp_path):
