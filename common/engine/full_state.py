@@ -18,7 +18,7 @@ from .unwrap import unwrap
 
 logger = logging.getLogger(__name__)
 
-_SCHEDULE_LENGTHS = ("T_max", "total_iters", "total_steps")
+_SCHEDULE_LENGTHS = ("t_total", "T_max", "total_iters", "total_steps")
 
 
 class FullStateCheckpoint:

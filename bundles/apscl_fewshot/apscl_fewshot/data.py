@@ -29,7 +29,7 @@ def read_datalist(
     support: str = "next_scan",
     novel_labels: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Read, check and split a data set; the sample data is generated when ``dataset_dir`` is its place and is empty.
+    """Read, check and split a data set; the sample data is generated when ``dataset_dir`` is its place and is missing.
 
     ``validation`` of dataset.json, where there is one, holds the queries; the supports are the scans of the data set in
     the folder ``support``, where there is one, or else the first training scan. Otherwise the queries are fold ``fold``
@@ -146,10 +146,10 @@ def _choose_supports(folds: list[list[str]], fold: int, others: list[str], suppo
         return [next((case for case in others if case > folds[fold][-1]), others[0])]
     if support in ("first", "last"):
         return [others[0] if support == "first" else others[-1]]
-    if support.isdigit():
-        return [folds[(fold + step) % len(folds)][0] for step in range(1, min(int(support), len(folds) - 1) + 1)]
     if support in others:
         return [support]
+    if support.isdigit():
+        return [folds[(fold + step) % len(folds)][0] for step in range(1, min(int(support), len(folds) - 1) + 1)]
     raise DataError(
         f"support {support!r}: expected next_scan, first, last, a number, or a case outside fold {fold}: {others}."
     )
