@@ -58,7 +58,7 @@ def read_datalist(
     unknown = [label for label in novel if label not in dataset.labels]
     if unknown:
         raise DataError(f"novel_labels {unknown} are not labels of {directory}; it has {dataset.labels}.")
-    training, queries, supports = split_scans(dataset, fold, support)
+    training, queries, supports = split_scans(dataset, fold, str(support))
     names = {label: dataset.labels[label] for label in novel}
     queries = [{**item, "support": supports, "novel_labels": names} for item in queries]
     return {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": names}
