@@ -32,7 +32,8 @@ class FullStateCheckpoint:
     An older file is overwritten at the end of the first epoch, not before.
 
     A resumed run takes ``max_epochs`` from its own config: more epochs go on, and a run that has them all ends at once.
-    Optimizers and schedulers are restored whole, so a changed learning rate or schedule length has no effect.
+    Optimizers and schedulers are restored whole, so a changed learning rate has no effect; only the length of a
+    schedule is taken from the config, so that a run can be made longer.
 
     Args:
         path: the file, ``models/checkpoint.pt``.
@@ -113,8 +114,9 @@ class FullStateCheckpoint:
         if isinstance(thing, LRScheduler):
             fresh = thing.state_dict()
             for key in (k for k in _SCHEDULE_LENGTHS if k in fresh and fresh[k] != state.get(k)):
-                logger.warning("%s keeps %s=%s of the first run; the config now says %s.", name, key, state.get(key),
-                               fresh[key])
+                logger.warning("%s: %s was %s and is now %s. The run goes on, but not as one run would have.", name,
+                               key, state.get(key), fresh[key])
+                state = {**state, key: fresh[key]}
         try:
             thing.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:

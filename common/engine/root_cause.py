@@ -10,11 +10,14 @@ from common.data import DataError
 from .overrides import on_command_line
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and those it was raised from, the innermost last."""
+    return [error] if error.__cause__ is None else [error, *causes(error.__cause__)]
+
+
 def root_cause(error: BaseException) -> BaseException:
     """The error that the others were raised from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    return causes(error)[-1]
 
 
 def report_root_cause() -> None:

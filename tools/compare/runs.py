@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from common.engine.root_cause import causes
+
 from .plan import Run
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def do_run(run: Run) -> str | None:
         run.checkpoint.unlink(missing_ok=True)  # large, and of no more use
     except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         traceback.print_exc()
-        return root_cause(error)
+        return one_line(error)
     finally:
         gc.collect()
         sys.stdout.flush(), sys.stderr.flush()
@@ -47,9 +49,9 @@ def _train(run: Run) -> None:
         try:
             return _monai_run(run, resume=True)
         except (Exception, SystemExit) as error:
-            if not any(isinstance(one, ValueError) and str(run.checkpoint) in str(one) for one in _chain(error)):
+            if not any(isinstance(one, ValueError) and str(run.checkpoint) in str(one) for one in causes(error)):
                 raise
-            logger.warning("%s; starting the run again.", root_cause(error))  # damaged, or written by older code
+            logger.warning("%s; starting the run again.", one_line(error))  # damaged, or written by older code
             shutil.rmtree(run.checkpoint.parent)
     return _monai_run(run)
 
@@ -62,16 +64,11 @@ def _monai_run(run: Run, **more: Any) -> None:
     monai.bundle.run(config_file=[*run.config_files, str(run.folder / RUN_FILE)], **folders, **more)
 
 
-def root_cause(error: BaseException) -> str:
-    """The error below those that MONAI wraps around it, on one line."""
-    error = _chain(error)[-1]
+def one_line(error: BaseException) -> str:
+    """The error below those that MONAI wraps around it."""
+    error = causes(error)[-1]
     text = " ".join(str(error).split())
     return text if isinstance(error, SystemExit) else f"{type(error).__name__}: {text}"
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those it was raised from, the innermost last."""
-    return [error] if error.__cause__ is None else [error, *_chain(error.__cause__)]
 
 
 def claim_folders(runs: Sequence[Run]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def read_datalist(
 
     ``validation`` of dataset.json, where there is one, holds the queries; the supports are the scans of the data set in
     the folder ``support``, where there is one, or else the first training scan. Otherwise the queries are fold ``fold``
-    of ``folds`` (default: five contiguous blocks of the sorted cases) and the supports come from the scans after it.
+    of ``folds`` (default: five contiguous blocks of the cases in natural
+    order) and the supports come from the scans after it.
     Queries and supports are not trained on.
 
     Args:
@@ -58,6 +60,8 @@ def read_datalist(
     unknown = [label for label in novel if label not in dataset.labels]
     if unknown:
         raise DataError(f"novel_labels {unknown} are not labels of {directory}; it has {dataset.labels}.")
+    if dataset.validation and (fold != 0 or support != "next_scan"):
+        logger.warning("%s: its `validation` says what is segmented; fold and support are not used.", directory)
     training, queries, supports = split_scans(dataset, fold, str(support))
     names = {label: dataset.labels[label] for label in novel}
     queries = [{**item, "support": supports, "novel_labels": names} for item in queries]
@@ -127,7 +131,7 @@ def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list
         supports = read_dataset(folder).training if folder.is_dir() else dataset.training[:1]
         training = [item for item in dataset.training if item not in supports]
         return training, list(dataset.validation), supports
-    scans = {item["case"]: item for item in sorted(dataset.training, key=lambda item: item["case"])}
+    scans = {item["case"]: item for item in sorted(dataset.training, key=lambda item: _natural(item["case"]))}
     folds = dataset.folds or [list(block) for block in np.array_split(np.array(list(scans)), min(FOLDS, len(scans)))]
     if not 0 <= fold < len(folds) or len(scans) < 3:
         raise DataError(
@@ -143,7 +147,7 @@ def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list
 
 def _choose_supports(folds: list[list[str]], fold: int, others: list[str], support: str) -> list[str]:
     if support == "next_scan":
-        return [next((case for case in others if case > folds[fold][-1]), others[0])]
+        return [next((case for case in others if _natural(case) > _natural(folds[fold][-1])), others[0])]
     if support in ("first", "last"):
         return [others[0] if support == "first" else others[-1]]
     if support in others:
@@ -153,6 +157,11 @@ def _choose_supports(folds: list[list[str]], fold: int, others: list[str], suppo
     raise DataError(
         f"support {support!r}: expected next_scan, first, last, a number, or a case outside fold {fold}: {others}."
     )
+
+
+def _natural(case: str) -> list:
+    """Sort key that puts ``scan_2`` before ``scan_10``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", case)]
 
 
 def slices(volume: torch.Tensor) -> torch.Tensor:

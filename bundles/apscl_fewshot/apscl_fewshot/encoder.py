@@ -152,12 +152,13 @@ def _dilate(body: ResNet, output_stride: int) -> None:
         before = dilation
         dilation *= 2 if replaced else 1
         for index, block in enumerate(stage):
+            step = before if index == 0 else dilation
             for conv in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
                 if replaced and index == 0:
                     conv.stride = (1, 1)
                 if conv.kernel_size == (3, 3):
-                    step = before if index == 0 else dilation
                     conv.dilation = conv.padding = (step, step)
+                    step = dilation  # the second 3 x 3 of a basic block lies behind the stride that was traded
 
 
 def _use_group_norm(module: nn.Module) -> None:

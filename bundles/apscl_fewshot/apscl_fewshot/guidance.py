@@ -51,6 +51,11 @@ class MutualGuidance(nn.Module):
         if support.shape[1:] != query.shape[2:]:
             support = F.interpolate(support[None], size=[height, width], mode="bilinear", align_corners=False)[0]
         z_q, z_s = query.float().flatten(2), support.float().flatten(1)  # (Q, A, M), (A, M)
+        with torch.autocast(query.device.type, enabled=False):  # sums over all positions need float32
+            alpha = self._alpha(z_q, z_s)
+            return (self.gate * (alpha @ z_q) + z_q).view(query.shape[0], -1, height, width)
+
+    def _alpha(self, z_q: torch.Tensor, z_s: torch.Tensor) -> torch.Tensor:
         inner_q, inner_s = z_q, z_s
         if self.center:
             inner_q, inner_s = z_q - z_q.mean(2, keepdim=True), z_s - z_s.mean(1, keepdim=True)
@@ -58,9 +63,7 @@ class MutualGuidance(nn.Module):
         cross = inner_s @ inner_q.transpose(1, 2)
         alpha = own + cross if self.aggregate == "sum" else own * cross
         alpha = self._normalise(alpha, z_q.shape[2])
-        if self.side == "right":
-            alpha = alpha.transpose(1, 2)
-        return (self.gate * (alpha @ z_q) + z_q).view(query.shape[0], -1, height, width)
+        return alpha.transpose(1, 2) if self.side == "right" else alpha
 
     def _normalise(self, alpha: torch.Tensor, positions: int) -> torch.Tensor:
         if self.norm == "fro":

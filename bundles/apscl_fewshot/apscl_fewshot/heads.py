@@ -37,8 +37,9 @@ def class_prototypes(features: torch.Tensor, masks: torch.Tensor) -> torch.Tenso
 
 def cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: float) -> torch.Tensor:
     """Scaled cosine of every position with every prototype: ``(Q, P, h, w)`` (Huang et al., Eq. 12)."""
-    features = F.normalize(features.float(), dim=1)
-    return scale * torch.einsum("qahw,pa->qphw", features, F.normalize(prototypes.float(), dim=1))
+    with torch.autocast(features.device.type, enabled=False):  # in bfloat16 a logit has steps of 0.1
+        features = F.normalize(features.float(), dim=1)
+        return scale * torch.einsum("qahw,pa->qphw", features, F.normalize(prototypes.float(), dim=1))
 
 
 class PANetHead(nn.Module):

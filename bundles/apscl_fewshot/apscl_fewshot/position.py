@@ -64,7 +64,9 @@ class PositionPrior(nn.Module):
         places = (torch.arange(GRID, device=masks.device) + 0.5) / GRID * (1 + 2 * REACH) - REACH
         rows = frames[:, 0:1] + places * (frames[:, 1:2] - frames[:, 0:1])  # (S, GRID), as shares of the image
         columns = frames[:, 2:3] + places * (frames[:, 3:4] - frames[:, 2:3])
-        moved = _sample(masks.float(), rows, columns, "zeros").mean(0)[0]
+        # covered area first: what lies between the points of the map would be lost
+        masks = F.adaptive_avg_pool2d(masks.float(), [min(masks.shape[2], GRID), min(masks.shape[3], GRID)])
+        moved = _sample(masks, rows, columns, "zeros").mean(0)[0]
         smooth = self.blur @ moved @ self.blur.t()
         return self.weight * (torch.log(smooth / smooth.max().clamp(min=1e-6) + self.floor) - math.log(0.5))
 

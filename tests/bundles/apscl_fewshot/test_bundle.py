@@ -56,8 +56,7 @@ def trained(tmp_path_factory, sample_data):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_four_epochs_equal_two_and_two_bit_for_bit(trained, tmp_path, sample_data, workers):
     """Against one run without workers, so that their number does not matter either."""
-    schedule = {"lr_scheduler::t_total": 8, "lr_scheduler::warmup_steps": 1}  # what four epochs give
-    first = train(tmp_path, sample_data, max_epochs=2, num_workers=workers, **schedule)
+    first = train(tmp_path, sample_data, max_epochs=2, num_workers=workers)
     halves = train(tmp_path, sample_data, resume=True, num_workers=workers)
     assert first[0]["epoch"] == 2 and halves[0]["epoch"] == 4 and halves[0]["iteration"] == 8
     assert set(halves[0]["objects"]) == {"network", "objective", "optimizer", "lr_scheduler"}

@@ -56,6 +56,16 @@ def test_choices_of_the_support(folder, support, expected):
     assert sorted(training + queries + supports) == CASES  # each scan has one role
 
 
+def test_cases_are_in_natural_order(folder, tmp_path):
+    training = json.loads((change(folder, tmp_path) / "dataset.json").read_text())["training"]
+    for number, item in enumerate(training):
+        item["case"] = f"scan_{number + 1}"
+    changed = change(folder, tmp_path, training=training)
+    assert split(changed, 0)[1:] == (["scan_1", "scan_2", "scan_3"], ["scan_4"])
+    assert split(changed, 2)[1:] == (["scan_7", "scan_8"], ["scan_9"])
+    assert split(changed, 3)[1:] == (["scan_9", "scan_10"], ["scan_11"])
+
+
 def test_folds_of_dataset_json_come_first(folder, tmp_path):
     folds = [["case_01", "case_05"], ["case_00", "case_02"], ["case_03", "case_04", *CASES[6:]]]
     changed = change(folder, tmp_path, folds=folds)

@@ -79,9 +79,10 @@ def test_stride_is_traded_for_dilation(stride, layer3, layer4):
         assert all(conv.stride == conv.dilation == (1, 1) for b in stage for conv in (b.conv1, b.conv3))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("stride", [8, 16])
-def test_every_so_many_places_of_a_dilated_map_are_the_strided_one(stride):
-    dense, sparse = tiny("resnet50", output_stride=stride).eval(), tiny("resnet50", output_stride=32).eval()
+def test_every_so_many_places_of_a_dilated_map_are_the_strided_one(name, stride):
+    dense, sparse = tiny(name, output_stride=stride).eval(), tiny(name, output_stride=32).eval()
     image, step = torch.randn(1, 3, 96, 72), 32 // stride
     torch.testing.assert_close(dense(image)[..., ::step, ::step], sparse(image), rtol=1e-4, atol=1e-5)
 

@@ -113,7 +113,6 @@ def test_map_same_as_the_naive_loop():
     torch.testing.assert_close(found.double(), torch.from_numpy(naive_map(masks, frames)), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="the mask is read at 64 x 64 points: what lies between them is lost")
 def test_an_organ_of_few_pixels_is_not_lost_between_the_points_of_the_map():
     prior, frame = PositionPrior(), torch.tensor([[0.1, 0.9, 0.1, 0.9]])
     for place in range(200, 224):
