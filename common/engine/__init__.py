@@ -4,6 +4,7 @@ from .best_model import BestModelSaver
 from .checkpoint import load_checkpoint, save_atomic
 from .full_state import FullStateCheckpoint
 from .nan_stop import StopOnNan, refuse_bad_weights
+from .objective_trainer import ObjectiveTrainer, loss_terms
 from .output_dir import check_output_dir
 from .overrides import refuse_unknown_keys
 from .progress import ProgressBarHandler
@@ -13,11 +14,13 @@ from .seed import SeedEachEpoch
 __all__ = [
     "BestModelSaver",
     "FullStateCheckpoint",
+    "ObjectiveTrainer",
     "ProgressBarHandler",
     "SeedEachEpoch",
     "StopOnNan",
     "check_output_dir",
     "load_checkpoint",
+    "loss_terms",
     "refuse_bad_weights",
     "refuse_unknown_keys",
     "report_root_cause",

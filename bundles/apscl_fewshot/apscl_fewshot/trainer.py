@@ -1,4 +1,8 @@
-"""Training on episodes (paper section 4.2) and evaluation of whole scans under the protocols of the field."""
+"""Evaluation of whole scans under the protocols of the field; training (paper section 4.2) is MONAI's own loop.
+
+A step draws a batch of episodes, and :class:`common.engine.ObjectiveTrainer` follows the gradient of
+:class:`~apscl_fewshot.objective.Objective` over them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
-from torch import nn
 from tqdm import tqdm
 
 from common.engine import load_checkpoint
@@ -22,48 +25,6 @@ from common.report import format_table, save_overlay, score_structure, summarise
 from .protocol import PROTOCOLS, SupportBank, copy_mask, embed_slices, predict
 
 logger = logging.getLogger(__name__)
-
-
-class FewShotTrainer(SupervisedTrainer):
-    """MONAI's supervised trainer whose loss is an :class:`~apscl_fewshot.objective.Objective` over episodes.
-
-    ``engine.state.output`` holds every term of the loss under its name, and ``loss``, their weighted sum. ``amp`` is
-    bfloat16 autocast on any device: it needs no loss scaling, hence no scaler to checkpoint.
-
-    Args:
-        grad_clip: largest norm of the gradient, or null.
-        kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
-    """
-
-    def __init__(self, grad_clip: float | None = None, amp: bool = False, **kwargs: Any) -> None:
-        super().__init__(decollate=False, **kwargs)
-        self.grad_clip = grad_clip
-        self.bfloat16 = amp
-
-    def _iteration(self, engine: FewShotTrainer, batchdata: dict[str, Any]) -> dict[str, torch.Tensor]:
-        device = engine.state.device
-        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batchdata.items()}
-        engine.network.train()
-        engine.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=engine.bfloat16):
-            logits, terms = engine.loss_function(engine.network, batch)
-        engine.state.output = {Keys.IMAGE: batch["query"], Keys.LABEL: batch["query_mask"], Keys.PRED: logits, **terms}
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        terms["loss"].backward()
-        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if engine.grad_clip is not None:
-            parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, engine.grad_clip)
-        engine.optimizer.step()
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
-
-
-def loss_terms(output: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Every scalar of a trainer's output, for the logging handlers."""
-    scalars = {name: value for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim == 0}
-    return {name: value.item() for name, value in scalars.items()}
 
 
 class FewShotEvaluator(SupervisedEvaluator):

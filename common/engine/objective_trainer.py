@@ -1,0 +1,65 @@
+"""MONAI's supervised trainer for methods whose loss needs more than a prediction and a label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+
+class ObjectiveTrainer(SupervisedTrainer):
+    """One step: ``logits, terms = loss_function(network, batch)``, then the gradient of ``terms["loss"]``.
+
+    The objective runs the network itself, as often and on whatever it needs. ``engine.state.output`` holds the logits,
+    the image and label that they belong to, and every term of the loss under its name. ``amp`` is bfloat16 autocast on
+    any device: it needs no loss scaling, hence no scaler to checkpoint.
+
+    Args:
+        grad_clip: largest norm of the gradient, or null.
+        image_key, label_key: what in the batch the logits are of.
+        kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
+    """
+
+    def __init__(
+        self,
+        grad_clip: float | None = None,
+        amp: bool = False,
+        image_key: str = Keys.IMAGE,
+        label_key: str = Keys.LABEL,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(decollate=False, **kwargs)
+        self.grad_clip = grad_clip
+        self.bfloat16 = amp
+        self.image_key = image_key
+        self.label_key = label_key
+
+    def _iteration(self, engine: ObjectiveTrainer, batchdata: dict[str, Any]) -> dict[str, torch.Tensor]:
+        device = engine.state.device
+        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batchdata.items()}
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=engine.bfloat16):
+            logits, terms = engine.loss_function(engine.network, batch)
+        shown = {Keys.IMAGE: batch[engine.image_key], Keys.LABEL: batch[engine.label_key]}
+        engine.state.output = {**shown, Keys.PRED: logits, **terms}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        terms["loss"].backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if engine.grad_clip is not None:
+            parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, engine.grad_clip)
+        engine.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+def loss_terms(output: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Every scalar of a trainer's output, for the logging handlers."""
+    scalars = {name: value for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim == 0}
+    return {name: value.item() for name, value in scalars.items()}
