@@ -52,5 +52,5 @@ def test_default_network_is_the_same_in_training_and_inference(name):
     assert {key: train[key] for key in numbers - varying} == {key: inference[key] for key in numbers - varying}
     shared = train["network_def"].keys() & inference["network_def"].keys() - {"_target_"}
     network = train["network_def"]
-    network["encoder"].pop("weights", None)  # deployed weights come from the model file
+    network.get("encoder", {}).pop("weights", None)  # deployed weights come from the model file
     assert shared and {key: network[key] for key in shared} == {key: inference["network_def"][key] for key in shared}

@@ -1,6 +1,21 @@
 """Losses that do not belong to one method: one idea a file."""
 
+from .bank_contrastive import BankContrastiveLoss, ClassMemoryBank
+from .class_statistics import ClassStatistics, GaussianStats
+from .gaussian_contrastive import GaussianContrastiveLoss
 from .gaussian_kl import GaussianKLLoss, gaussian_kl
 from .spatial_contrastive import SimilarityContrastiveLoss, spatial_similarity
+from .symmetric_kl import SymmetricKLLoss
 
-__all__ = ["GaussianKLLoss", "SimilarityContrastiveLoss", "gaussian_kl", "spatial_similarity"]
+__all__ = [
+    "BankContrastiveLoss",
+    "ClassMemoryBank",
+    "ClassStatistics",
+    "GaussianContrastiveLoss",
+    "GaussianKLLoss",
+    "GaussianStats",
+    "SimilarityContrastiveLoss",
+    "SymmetricKLLoss",
+    "gaussian_kl",
+    "spatial_similarity",
+]
