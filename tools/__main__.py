@@ -71,6 +71,7 @@ class Tools:
         seeds: str | None = None,
         folds: str | None = None,
         labels: str | None = None,
+        domains: str | None = None,
         processes: int = 1,
         config: str | None = None,
         **overrides: str,
@@ -86,20 +87,22 @@ class Tools:
             seeds: such as 0,1,2; by default those of compare.json.
             folds: such as 1,2; by default all of the data set.
             labels: such as 1,4; by default each of the data set in turn.
+            domains: such as a,b; by default each of the data set in turn, where compare.json's grid has such an axis.
             processes: runs at a time; one thread each when more than one.
             config: another file of the form of compare.json.
             overrides: any key of train.json, for all runs, such as --max_epochs 2.
         """
         from tools.compare import compare
 
-        axes = {"seeds": seeds, "folds": folds, "labels": labels}
+        axes = {"seeds": seeds, "folds": folds, "labels": labels, "domains": domains}
         compare(bundle, dataset_dir, output, group, variants, axes, processes, config, overrides)
 
     def bench(self, name: str = "volume", repeats: int = 3, output: str | None = None) -> None:
         """Time a part of the collection against its plain form in one run: a ratio, and the difference of the results.
 
         Args:
-            name: `volume`: four organs of one volume, a cached support bank against slice by slice, class by class.
+            name: `volume`: four organs of one volume, a cached support bank against slice by slice, class by class;
+                `contrast`: the Gaussian contrast with full covariance against diagonal and naive forms, and in a step.
             repeats: timed runs of each side, after one to warm up; the minima are compared.
             output: a JSON file for the figures.
         """

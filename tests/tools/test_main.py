@@ -54,9 +54,10 @@ def test_options_reach_the_commands(called):
 
 
 def test_compare_takes_axes_and_overrides(called):
-    line = "toy --dataset_dir d --seeds 0,1 --labels 2 --variants A,B+C --group ablation --processes 2"
+    line = "toy --dataset_dir d --seeds 0,1 --labels 2 --domains rim --variants A,B+C --group ablation --processes 2"
     bundle, dataset_dir, output, group, variants, axes, processes, config, overrides = called(
         "compare", *line.split(), "--max_epochs", "1", "--train::flip", "False")
     assert (bundle, dataset_dir, output, group, processes, config) == ("toy", "d", None, "ablation", 2, None)
-    assert axes == {"seeds": (0, 1), "folds": None, "labels": 2} and variants in ("A,B+C", ("A", "B+C"))
+    assert axes == {"seeds": (0, 1), "folds": None, "labels": 2, "domains": "rim"}
+    assert variants in ("A,B+C", ("A", "B+C"))
     assert overrides == {"max_epochs": 1, "train::flip": False}

@@ -1,42 +1,14 @@
-"""Speed as ratios against a rival in the same run, with the difference of the results beside it."""
+"""Four organs of one volume: a cached support bank against slice by slice, class by class."""
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 
-def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> None:
-    """Time a part of the collection against its plain form, in one run and in turn.
-
-    Args:
-        name: `volume`: four organs of one volume, with a cached support bank against slice by slice, class by class.
-        repeats: timed runs of each side, after one to warm up; the minima are compared.
-        output: a JSON file for the figures.
-    """
-    parts = {"volume": _volume}
-    if name not in parts:
-        raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(parts)}")
-    torch.manual_seed(0)
-    rows = parts[name](repeats)
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
-    for row in rows:
-        print(
-            "  ".join(
-                f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in row.items()
-            )
-        )
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    if output is not None:
-        Path(output).write_text(json.dumps({"metadata": machine, "results": rows}, indent=1) + "\n")
-
-
-def _volume(repeats: int) -> list[dict]:
+def volume(repeats: int) -> list[dict]:
     from apscl_fewshot.encoder import ResNetEncoder
     from apscl_fewshot.guidance import MutualGuidanceHead
     from apscl_fewshot.network import FewShotNetwork

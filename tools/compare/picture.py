@@ -1,10 +1,11 @@
-"""The tables of a comparison as a dot plot."""
+"""The tables of a comparison as dot plots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .table import Table
@@ -14,30 +15,63 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
-def save_picture(tables: Sequence[Table], path: str | Path, measure: str) -> None:
-    """One panel a table, one dot for each variant and column; the bars are the standard deviation over seeds."""
-    columns, names = len(tables[0].columns), list(tables[0].lines)
-    width = max(4.0, 0.9 + columns * max(0.8, 0.16 * len(names) + 0.3))
-    figure = Figure(figsize=(width * len(tables), 4.6), layout="constrained")
-    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-    for axis, table in zip(axes, tables, strict=True):
-        for number, name in enumerate(names):
-            shift = (number - (len(names) - 1) / 2) * min(0.14, 0.7 / len(names))
-            means, spreads = zip(*table.lines[name], strict=True)
-            axis.errorbar(
-                [place + shift for place in range(len(means))], [100 * mean for mean in means],
-                [0 if spread != spread else 100 * spread for spread in spreads],  # nan: one seed, or the floor
-                linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
-                markersize=7 if number == 0 else 5.5, elinewidth=1.2, label=name,
-            )  # fmt: skip
-        axis.set_xticks(range(len(table.columns)), table.columns)
-        axis.set_xlim(-0.5, len(table.columns) - 0.5)
-        axis.set_ylim(bottom=0)
-        axis.set_title(table.name)
-        axis.axvline(len(table.columns) - 1.5, color="0.8", linewidth=0.8)  # before the mean
-        axis.grid(axis="y", color="0.9")
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(f"{measure.capitalize()} (%), mean ± std over seeds")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+def save_picture(tables: Sequence[Table], path: str | Path) -> None:
+    """One panel a table, one dot for each variant and column; the bars are the standard deviation over seeds.
+
+    Panels of one measure have one scale.
+    """
+    names = list(dict.fromkeys(name for table in tables for name in table.lines))
+    across = panels_across(tables)
+    down = -(-len(tables) // across)
+    width = max(4.0, 0.9 + max(len(table.columns) for table in tables) * max(0.8, 0.16 * len(names) + 0.3))
+    figure = Figure(figsize=(width * across, 4.6 if down == 1 else 0.6 + 3.6 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for spare in axes[len(tables) :]:
+        spare.remove()
+    drawn, same = {}, {}
+    for place, (axis, table) in enumerate(zip(axes, tables, strict=False)):
+        if table.label in same:
+            axis.sharey(same[table.label])
+        drawn |= _panel(axis, table, names)
+        if place % across and tables[place - 1].label == table.label:
+            axis.tick_params(labelleft=False)
+        else:
+            gap = "\n" if len(table.label) > 16 else " "
+            axis.set_ylabel(f"{table.label},{gap}mean ± std over seeds")
+        same.setdefault(table.label, axis)
+    for label, axis in same.items():  # after the last panel: it ends the automatic scale of all that share it
+        lines = [line for table in tables if table.label == label for line in table.lines.values()]
+        if not any(mean < 0 for line in lines for mean, _ in line):
+            axis.set_ylim(bottom=0)
+    shown = [name for name in names if name in drawn]
+    figure.legend([drawn[name] for name in shown], shown, loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=130)
+
+
+def panels_across(tables: Sequence[Table]) -> int:
+    """One row of up to three; else one row for each measure where the names allow it, else rows of three."""
+    names = len({table.name for table in tables})
+    return names if len(tables) > 3 and names in (2, 3) else min(3, len(tables))
+
+
+def _panel(axis: Axes, table: Table, names: Sequence[str]) -> dict:
+    """Draw a table; returns what the legend shows."""
+    drawn = {}
+    for name, line in table.lines.items():
+        number = names.index(name)
+        shift = (number - (len(names) - 1) / 2) * min(0.14, 0.7 / len(names))
+        means, spreads = zip(*line, strict=True)
+        drawn[name] = axis.errorbar(
+            [place + shift for place in range(len(means))], means,
+            [0 if spread != spread else spread for spread in spreads],  # nan: one seed, or the floor
+            linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
+            markersize=7 if number == 0 else 5.5, elinewidth=1.2, label=name,
+        )  # fmt: skip
+    axis.set_xticks(range(len(table.columns)), table.columns)
+    axis.set_xlim(-0.5, len(table.columns) - 0.5)
+    axis.set_title(table.name)
+    axis.axvline(len(table.columns) - 1.5, color="0.8", linewidth=0.8)  # before the mean
+    axis.grid(axis="y", color="0.9")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    return drawn

@@ -1,18 +1,15 @@
-"""What a comparison runs: ``compare.json`` of a bundle, and the grid it spans over a data set."""
+"""What a comparison runs: each variant at each point of the grid."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.data.dataset import Dataset
-
-KEYS = {"overrides": dict, "grid": dict, "columns": list, "measure": str, "floor": dict}  # all others are groups
 TAKEN = ("dataset_dir", "ckpt_dir", "output_dir", "resume")  # keys of train.json that the comparison sets itself
 
 
@@ -41,67 +38,12 @@ class Run:
 
 
 def point_name(point: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in point.items())
+    return ", ".join(f"{key} {text_of(value)}" for key, value in point.items())
 
 
-def read_settings(file: Path, group: str) -> dict[str, Any]:
-    """``compare.json``, with the wanted group as ``variants``.
-
-    ===========  =======================================================================================================
-    a group      name to the overrides of train.json; ``config`` among them names an overlay file of the same folder.
-                 ``variants`` is the group taken by default; the first of a group is tested against each other one
-    overrides    for all runs; ``{output}`` is the folder of the comparison
-    grid         key of train.json to its values, the outermost first: a list, ``each label`` or ``each fold``
-    columns      columns of the runs' ``cases.csv``: one table for each value of the first, if there are two, and one
-                 column for each value of the last
-    measure      the column to compare; more is better
-    floor        optional: ``name`` and the ``measure`` (a column) of what needs no training
-    ===========  =======================================================================================================
-    """
-    if not file.is_file():
-        raise SystemExit(f"{file}: expected the settings of the comparison, found no such file")
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SystemExit(f"{file}: expected JSON, found an error: {error}") from error
-    groups = [key for key in settings if key not in KEYS]
-    given = {"floor": {}} | settings
-    problems = [f"`{key}`: expected a {kind.__name__}, found {json.dumps(given.get(key))}"
-                for key, kind in KEYS.items() if not isinstance(given.get(key), kind)]
-    problems += [f"`{key}`: expected a group of variants, found {json.dumps(settings[key])}; settings are "
-                 f"{', '.join(KEYS)}" for key in groups if not _is_group(settings[key])]
-    if group not in groups:
-        problems.append(f"group: expected one of {', '.join(groups)}, found {group}")
-    if problems:
-        raise SystemExit("\n  ".join([f"{file}:", *problems]))
-    return {key: given[key] for key in KEYS} | {"variants": settings[group]}
-
-
-def choose_variants(variants: dict[str, dict], wanted: Sequence[str] | None) -> dict[str, dict]:
-    unknown = [name for name in wanted or [] if name not in variants]
-    if unknown:
-        raise SystemExit(f"variants: expected some of {', '.join(variants)}, found {', '.join(unknown)}")
-    return {name: variants[name] for name in wanted} if wanted else variants
-
-
-def read_grid(grid: dict[str, Any], axes: Mapping[str, Sequence[int] | None], dataset: Dataset) -> dict[str, list]:
-    """The values of each axis: as asked for on the command line, else as ``compare.json`` says.
-
-    Args:
-        axes: ``seeds``, ``folds`` and ``labels`` (of the axis over ``each label``); None is not asked for.
-    """
-    keys = {"seeds": "seed", "folds": "fold", "labels": next((k for k, v in grid.items() if v == "each label"), None)}
-    values = {key: _expand(key, value, dataset) for key, value in grid.items()}
-    for flag, chosen in axes.items():
-        if chosen is None:
-            continue
-        if keys[flag] not in values:
-            raise SystemExit(f"--{flag}: this comparison has no such axis; its grid is over {', '.join(grid)}")
-        unknown = [label for label in chosen if label not in dataset.labels] if flag == "labels" else []
-        if unknown:
-            raise SystemExit(f"--{flag}: expected some of {dataset.labels}, found {unknown}")
-        values[keys[flag]] = [[label] for label in chosen] if flag == "labels" else list(chosen)
-    return values
+def text_of(value: Any) -> str:
+    """A value of the grid in a name or a table."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def check_overrides(overrides: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
@@ -109,7 +51,7 @@ def check_overrides(overrides: Mapping[str, Any], grid: Mapping[str, Any]) -> No
     taken = [key for key in overrides if key in grid or key in TAKEN]
     if taken:
         raise SystemExit(f"overrides: the comparison itself sets {', '.join(taken)} of each run; its grid is over "
-                         f"{', '.join(grid)} (--seeds, --folds, --labels), its folder is --output")
+                         f"{', '.join(grid)} (--seeds, --folds, --labels, --domains), its folder is --output")
 
 
 def make_runs(
@@ -125,21 +67,12 @@ def make_runs(
             own = {key: value for key, value in changes.items() if key != "config"}
             merged = _fill(overrides | own | point, output)
             runs.append(Run(name, point, folder, [str(configs / file) for file in files], merged))
+    count = Counter(run.folder for run in runs)
+    shared = [f"{run.folder}: {run.name}" for run in runs if count[run.folder] > 1]
+    if shared:
+        raise SystemExit("\n  ".join(["expected a folder of its own for each run; name these otherwise, or leave out "
+                                      "what is there twice:", *shared[:6]]))
     return runs
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(changes, dict) for changes in value.values())
-
-
-def _expand(key: str, value: Any, dataset: Dataset) -> list:
-    if value == "each label":
-        return [[label] for label in sorted(dataset.labels)]
-    if value == "each fold":
-        return list(range(len(dataset.folds))) or [0]
-    if isinstance(value, list) and value:
-        return value
-    raise SystemExit(f'grid: expected a list, "each label" or "each fold" for `{key}`, found {json.dumps(value)}')
 
 
 def _fill(value: Any, output: Path) -> Any:
@@ -149,10 +82,6 @@ def _fill(value: Any, output: Path) -> Any:
     if isinstance(value, list):
         return [_fill(item, output) for item in value]
     return value.replace("{output}", str(output)) if isinstance(value, str) else value
-
-
-def _text(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _slug(name: str) -> str:

@@ -41,15 +41,23 @@ def mean_cell(columns: Sequence[Rows], measure: str) -> tuple[float, float]:
     return _mean([cell(rows, measure)[0] for rows in columns]), _spread(means)
 
 
-def paired(ours: Rows, theirs: Rows, measure: str, unit: Sequence[str], their_measure: str = "") -> Difference:
+def paired(ours: Rows, theirs: Rows, measure: str, unit: Sequence[str], within: Sequence[str] = ()) -> Difference:
     """Wilcoxon's signed rank test (two-sided) and Student's interval of the mean over units.
 
     A unit is what is independent of training, such as a structure of a case; its seeds, folds and supports are averaged
-    first. Only units of both sides count.
+    first. Only what both sides have counts.
+
+    Args:
+        unit: the columns that name a unit.
+        within: columns that tell the rows of a unit apart, such as the seed: where one side lacks a seed's number, the
+            other's does not count either.
     """
-    left, right = units(ours, measure, unit), units(theirs, their_measure or measure, unit)
-    # rounded: ties must stay ties
-    difference = np.array([left[key] - right[key] for key in left if key in right]).round(9)
+    left, right = (units(rows, measure, (*unit, *within)) for rows in (ours, theirs))
+    gains: dict[tuple, list[float]] = defaultdict(list)
+    for key in left:
+        if key in right:
+            gains[key[: len(unit)]].append(left[key] - right[key])
+    difference = np.array([fmean(values) for values in gains.values()]).round(9)  # rounded: ties must stay ties
     mean = _mean(difference.tolist())
     if len(difference) < 2:
         return Difference(mean, math.nan, math.nan, math.nan, len(difference))

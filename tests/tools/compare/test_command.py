@@ -46,7 +46,7 @@ def test_tables_of_a_grid(command, tmp_path, screen):
     assert (tmp_path / "out" / "table.png").stat().st_size > 1000
     with open(tmp_path / "out" / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 32 and list(rows[0])[:5] == ["variant", "seed", "fold", "novel_labels", "case"]
+    assert len(rows) == 48 and list(rows[0])[:5] == ["variant", "seed", "fold", "novel_labels", "case"]
     places = {(row["variant"], row["seed"], row["fold"], row["novel_labels"]) for row in rows}
     assert places == set(itertools.product(("ours", "theirs"), "01", "01", "12"))
     assert {line["dice"] for line in rows if line["protocol"] == "parts3"} >= {"0.5625", "0.25", "0.65625"}
@@ -132,11 +132,84 @@ def test_an_unknown_bundle_names_those_there_are(command):
         compare("toy", "data")
 
 
-def test_a_missing_measure_is_named(command, bundles):
-    file = bundles / "toy_bundle" / "configs" / "compare.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"measure": "iou"}))
-    with pytest.raises(SystemExit, match="expected the columns copy_dice, iou, found no 'iou'"):
+def test_missing_columns_are_named(command, bundles, tmp_path):
+    other = {"measure": "iou", "columns": ["view", "structure"]}
+    change_tables(bundles, other, {"measure": "dice", "columns": ["structure"]})
+    with pytest.raises(SystemExit) as caught:
         command(group="pair", axes={"seeds": 0, "folds": 0})
+    first = tmp_path / "out" / "runs" / "seed_0_fold_0_novel_labels_1" / "ours" / "eval" / "cases.csv"
+    assert caught.value.code == (f"{first}: expected the columns case, copy_dice, dice, iou, structure, view, "
+                                 "found no iou, view; correct compare.json")
+
+
+def test_other_tables_need_no_run_again(command, bundles, tmp_path, screen):
+    command(group="pair", axes={"seeds": 0})
+    first = screen.readouterr().out
+    change_tables(bundles, {"measure": "asd_px", "columns": ["fold"], "title": "Mean distance"},
+                  {"measure": "dice", "columns": ["structure"]}, {"measure": "scatter", "columns": ["domain"]})
+    command(group="pair", axes={"seeds": 0})
+    second = screen.readouterr().out
+    # fold 0 of ours, 10 - 8 dice: liver 5.5 and 7.75, spleen 6 and 8; 0.25 more in fold 1, of ep2 half of it
+    assert second.splitlines()[:3] == [
+        "| Mean distance (px) | 0    | 1    | mean |",
+        "| ------------------ | ---- | ---- | ---- |",
+        "| ours               | 6.81 | 7.00 | 6.91 |",
+    ]
+    # the floor stands in the table of its measure alone, and in that one's tests
+    assert "| Dice (%) | liver | spleen | mean |" in second.splitlines() and second.count("| copy ") == 2
+    assert "No table of Scatter: no row has a number of it." in second and "No table of" not in first
+    assert set(calls(tmp_path / "out").values()) == {1} and len(calls(tmp_path / "out")) == 8
+
+
+def change_tables(bundles, *tables):
+    file = bundles / "toy_bundle" / "configs" / "compare.json"
+    floor = {"name": "copy", "measures": {"dice": "copy_dice"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tables": tables, "floor": floor}))
+
+
+def test_several_measures_over_domains(command, bundles, tmp_path, screen):
+    command(config=str(bundles / "toy_bundle" / "configs" / "domains.json"))
+    blocks = screen.readouterr().out.split("\n\n")
+    # domain A of ours: 25 + 25 + 6.25 of seed 0, and 12.5 more of seed 1; means of parts3 and ep2: 0.75 of it
+    assert blocks[0] == """\
+| parts3: Dice (%) | A          | B          | mean       |
+| ---------------- | ---------- | ---------- | ---------- |
+| ours             | 62.5 ± 8.8 | 50.0 ± 8.8 | 56.2 ± 8.8 |
+| theirs           | 37.5 ± 8.8 | 25.0 ± 8.8 | 31.2 ± 8.8 |"""
+    assert blocks[2].startswith("| ep2: Dice (%) ")
+    assert blocks[4:8] == ["""\
+| ASD (px), less is better | A           | B           | mean        |
+| ------------------------ | ----------- | ----------- | ----------- |
+| ours                     | 6.25 ± 0.53 | 7.00 ± 0.53 | 6.62 ± 0.53 |
+| theirs                   | 7.75 ± 0.53 | 8.50 ± 0.53 | 8.12 ± 0.53 |""", """\
+| ours minus | difference | 95 % interval  | p     | n |
+| ---------- | ---------- | -------------- | ----- | - |
+| theirs     | -1.50      | -1.50 to -1.50 | 0.500 | 2 |""", """\
+| Scatter | A                 | B                 | mean              |
+| ------- | ----------------- | ----------------- | ----------------- |
+| ours    | 0.00977 ± 0.00138 | 0.00781 ± 0.00138 | 0.00879 ± 0.00138 |
+| theirs  | 0.00586 ± 0.00138 | 0.00391 ± 0.00138 | 0.00488 ± 0.00138 |""", """\
+| ours minus | difference | 95 % interval        | p     | n |
+| ---------- | ---------- | -------------------- | ----- | - |
+| theirs     | +0.00391   | +0.00391 to +0.00391 | 0.500 | 2 |"""]
+    assert (tmp_path / "out" / "table.png").stat().st_size > 1000
+
+
+def test_domains_asked_for(command, bundles, tmp_path):
+    options = {"config": str(bundles / "toy_bundle" / "configs" / "domains.json"), "variants": "theirs"}
+    with pytest.raises(SystemExit, match="--domains: expected some of A, B, found C"):
+        command(axes={"domains": "A,C"}, **options)
+    assert not (tmp_path / "out").exists()
+    command(axes={"domains": ("B",), "seeds": 1}, **options)
+    assert set(calls(tmp_path / "out")) == {"seed_1_target_B/theirs"}
+
+
+def test_no_number_gives_no_table(command, bundles, tmp_path, screen):
+    change_tables(bundles, {"measure": "scatter", "columns": ["structure"]})
+    file = bundles / "toy_bundle" / "configs" / "compare.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"floor": {}}))
+    command(group="pair", axes={"seeds": 0, "folds": 0, "labels": 1})
+    assert "no table: 1 of 1 grid points" in screen.readouterr().out and not (tmp_path / "out" / "table.md").exists()
 
 
 def test_processes_survive_a_failed_and_a_killed_run(command, bundles, tmp_path, screen):

@@ -1,24 +1,73 @@
 import math
 
 import matplotlib.figure
+import pytest
 from matplotlib.image import imread
 
-from tools.compare.picture import save_picture
+from tools.compare.picture import panels_across, save_picture
 from tools.compare.table import Table
 
 
-def test_every_variant_of_every_table_is_drawn(tmp_path, monkeypatch):
-    drawn = []
-    errorbar = matplotlib.axes.Axes.errorbar
+def table_of(name="", label="Dice (%)", lines=None, columns=("liver", "mean")):
+    lines = lines or {"ours": [(50, 10), (25, math.nan)], "copy": [(10, math.nan), (math.nan, math.nan)]}
+    return Table(name, "head", label, 1, list(columns), lines, {})
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """Draws; returns the axes of the panels and all that was given to them."""
+    drawn, figures = [], []
+    errorbar, savefig = matplotlib.axes.Axes.errorbar, matplotlib.figure.Figure.savefig
 
     def spy(axis, x, y, error, **options):
-        drawn.append((options["label"], list(y), list(error)))
+        drawn.append((options["label"], list(y), list(error), options["color"]))
         return errorbar(axis, x, y, error, **options)
 
     monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", spy)
-    lines = {"ours": [(0.5, 0.1), (0.25, math.nan)], "copy": [(0.1, math.nan), (math.nan, math.nan)]}
-    save_picture([Table("parts3", ["liver", "mean"], lines, {}), Table("ep2", ["liver", "mean"], lines, {})],
-                 tmp_path / "table.png", "dice")
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig",
+                        lambda figure, *args, **options: (figures.append(figure), savefig(figure, *args, **options)))
+
+    def call(*tables):
+        save_picture(tables, tmp_path / "table.png")
+        assert imread(tmp_path / "table.png").std() > 0.05
+        return figures[-1], drawn
+
+    return call
+
+
+def test_every_variant_of_every_table_is_drawn(draw):
+    figure, drawn = draw(table_of("parts3"), table_of("ep2"))
     assert [name for name, *_ in drawn] == ["ours", "copy"] * 2
-    assert drawn[0][1:] == ([50, 25], [10, 0])
-    assert imread(tmp_path / "table.png").std() > 0.05
+    assert drawn[0][1:3] == ([50, 25], [10, 0])
+    assert [axis.get_title() for axis in figure.axes] == ["parts3", "ep2"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["Dice (%), mean ± std over seeds", ""]
+
+
+def test_panels_of_one_measure_share_a_scale_that_shows_all(draw):
+    high, far = {"ours": [(90, 0), (90, 0)]}, {"ours": [(900, 0), (-90, 0)]}
+    figure, _ = draw(table_of("a"), table_of("b", lines=high), table_of("a", "Scatter", far), table_of("b", "Scatter"))
+    left, right, below, beside = figure.axes
+    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] == 0 and left.get_ylim()[1] > 90
+    assert below.get_ylim() == beside.get_ylim() and below.get_ylim()[0] < -90 and below.get_ylim()[1] > 900
+    assert [bool(axis.get_ylabel()) for axis in figure.axes] == [True, False] * 2
+
+
+def test_a_variant_keeps_its_colour_where_the_floor_is_missing(draw):
+    lines = {"theirs": [(5, 1), (6, 1)]}
+    both = {"ours": [(5, 1), (6, 1)], "theirs": [(5, 1), (6, 1)], "copy": [(5, 1), (6, 1)]}
+    figure, drawn = draw(table_of(label="ASD (px)", lines=lines), table_of(lines=both))
+    colours = [(name, colour) for name, *_, colour in drawn]
+    assert colours[0][0] == "theirs" and colours[0] == colours[2] and len({colour for _, colour in colours}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["theirs", "ours", "copy"]
+
+
+@pytest.mark.parametrize("names, across", [
+    (["a"], 1), (["a", "b"], 2), (["a", "b", "c"], 3), (["", "", ""], 3), (["a", "b", "a"], 3),
+    (["a", "b", "a", "b"], 2), (["a", "b", "c", "a", "b", "c"], 3), (["", "", "", ""], 3), (list("abcde"), 3),
+])  # fmt: skip
+def test_more_than_three_panels_make_rows(draw, names, across):
+    tables = [table_of(name, f"measure {i // 2}") for i, name in enumerate(names)]
+    assert panels_across(tables) == across
+    figure, _ = draw(*tables)
+    tops = {round(axis.get_position().y1, 2) for axis in figure.axes}
+    assert len(figure.axes) == len(names) and len(tops) == math.ceil(len(names) / across)

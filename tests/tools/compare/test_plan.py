@@ -1,72 +1,10 @@
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from tools.compare.plan import check_overrides, choose_variants, make_runs, read_grid, read_settings
+from tools.compare.plan import check_overrides, make_runs
 
-DATASET = SimpleNamespace(labels={2: "spleen", 1: "liver"}, folds=[["a"], ["b"], ["c"]])
 GRID = {"seed": [0, 1], "fold": "each fold", "novel_labels": "each label"}
-
-
-def test_settings_have_the_chosen_group_as_variants(bundles):
-    settings = read_settings(bundles / "toy_bundle" / "configs" / "compare.json", "pair")
-    assert list(settings["variants"]) == ["ours", "theirs"] and settings["measure"] == "dice"
-
-
-def test_the_floor_may_be_missing(tmp_path):
-    file = tmp_path / "compare.json"
-    file.write_text('{"variants": {"a": {}}, "overrides": {}, "grid": {}, "columns": ["x"], "measure": "dice"}')
-    assert read_settings(file, "variants")["floor"] == {}
-
-
-def test_every_problem_of_the_settings_is_listed(tmp_path):
-    file = tmp_path / "compare.json"
-    file.write_text(json.dumps({"variants": {"a": {}}, "gird": {"seed": [0]}, "columns": "structure", "measure": "dice",
-                                "overrides": {}}))
-    with pytest.raises(SystemExit) as caught:
-        read_settings(file, "ablation")
-    text = caught.value.code
-    assert "`grid`: expected a dict, found null" in text and '`columns`: expected a list, found "structure"' in text
-    assert "`gird`: expected a group of variants" in text and "group: expected one of variants, gird" in text
-
-
-@pytest.mark.parametrize("content, message", [(None, "no such file"), ("{", "expected JSON")])
-def test_missing_or_broken_settings(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "compare.json").write_text(content)
-    with pytest.raises(SystemExit, match=message):
-        read_settings(tmp_path / "compare.json", "variants")
-
-
-def test_chosen_variants_keep_the_order_asked_for():
-    variants = {"a": {"x": 1}, "b": {}, "c": {}}
-    assert list(choose_variants(variants, ["c", "a"])) == ["c", "a"] and choose_variants(variants, None) == variants
-    with pytest.raises(SystemExit, match="expected some of a, b, c, found d"):
-        choose_variants(variants, ["a", "d"])
-
-
-def test_grid_of_the_data_set():
-    assert read_grid(GRID, {}, DATASET) == {"seed": [0, 1], "fold": [0, 1, 2], "novel_labels": [[1], [2]]}
-    assert read_grid(GRID, {}, SimpleNamespace(labels={1: "a"}, folds=[]))["fold"] == [0]
-
-
-def test_grid_asked_for():
-    axes = {"seeds": [4], "folds": [2, 0], "labels": [2]}
-    assert read_grid(GRID, axes, DATASET) == {"seed": [4], "fold": [2, 0], "novel_labels": [[2]]}
-
-
-@pytest.mark.parametrize("grid, axes, message", [
-    (GRID, {"labels": [1, 7]}, r"--labels: expected some of .*, found \[7\]"),
-    ({"seed": [0]}, {"labels": [1]}, "--labels: this comparison has no such axis; its grid is over seed"),
-    ({"seed": [0]}, {"folds": [1]}, "--folds: this comparison has no such axis"),
-    ({"seed": "each seed"}, {}, 'expected a list, "each label" or "each fold" for `seed`, found "each seed"'),
-    ({"seed": []}, {}, "expected a list"),
-])  # fmt: skip
-def test_refused_grids(grid, axes, message):
-    with pytest.raises(SystemExit, match=message):
-        read_grid(grid, axes, DATASET)
 
 
 def test_runs_of_a_grid_point_are_neighbours():
@@ -93,3 +31,13 @@ def test_overrides_without_effect_are_refused(key):
     check_overrides({"max_epochs": 3}, GRID)
     with pytest.raises(SystemExit, match=f"sets {key} of each run"):
         check_overrides({"max_epochs": 3, key: 1}, GRID)
+
+
+def test_folders_of_two_domains_and_runs_that_would_share_one():
+    runs = make_runs(Path("c"), {"A": {}}, {"seed": [0], "target": ["rim one", "refuge"]}, {}, Path("/out"))
+    assert [run.folder.parent.name for run in runs] == ["seed_0_target_rim_one", "seed_0_target_refuge"]
+    assert [run.overrides["target"] for run in runs] == ["rim one", "refuge"]
+    with pytest.raises(SystemExit) as caught:
+        make_runs(Path("c"), {"A": {}}, {"target": ["rim one", "rim/one", "refuge"]}, {}, Path("/out"))
+    assert caught.value.code.splitlines()[1:] == [
+        "  /out/runs/target_rim_one/A: A, target rim one", "  /out/runs/target_rim_one/A: A, target rim/one"]

@@ -59,11 +59,19 @@ def test_paired_agrees_with_scipy_on_averaged_units():
     assert (test.low, test.high, test.n) == pytest.approx((low, high, 12))
 
 
-def test_only_units_of_both_sides_count_and_the_other_side_may_have_its_own_measure():
+def test_only_units_of_both_sides_count():
     ours = rows_of((0, "a", "x", 0.5), (0, "b", "x", 0.7), (0, "c", "x", 0.9))
-    theirs = [{"case": "a", "structure": "x", "copy": 0.1}, {"case": "b", "structure": "x", "copy": 0.2}]
-    test = paired(ours, theirs, "dice", ("case", "structure"), "copy")
+    theirs = rows_of((0, "b", "x", 0.2), (0, "a", "x", 0.1), (0, "d", "x", 0.1))
+    test = paired(ours, theirs, "dice", ("case", "structure"))
     assert test.mean == pytest.approx(0.45) and test.n == 2
+
+
+def test_inside_of_a_unit_only_what_both_sides_have_counts():
+    """Case a has one pair (0.5 and 0.3); its 0.9 of seed 1 and its 0.8 of structure y have no counterpart."""
+    ours = rows_of((0, "a", "x", 0.5), (1, "a", "x", 0.9), (0, "b", "x", 0.4), (0, "b", "y", 0.6))
+    theirs = rows_of((0, "a", "x", 0.3), (0, "a", "y", 0.8), (0, "b", "x", 0.3), (0, "b", "y", 0.3))
+    test = paired(ours, theirs, "dice", ["case"], ["seed", "structure"])
+    assert test.mean == pytest.approx((0.2 + (0.1 + 0.3) / 2) / 2) and test.n == 2
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -2,8 +2,14 @@ import math
 
 from tools.compare.table import format_tables, make_tables
 
-SETTINGS = {"variants": {"ours": {}, "theirs": {}}, "columns": ["protocol", "structure"], "measure": "dice",
-            "floor": {"name": "copied mask", "measure": "copy_dice"}}  # fmt: skip
+
+def entry(measure, *columns, less_is_better=False, title=""):
+    return {"measure": measure, "columns": list(columns), "less_is_better": less_is_better, "title": title}
+
+
+SETTINGS = {"variants": {"ours": {}, "theirs": {}}, "grid": {"seed": [0, 1]},
+            "tables": [entry("dice", "protocol", "structure")],
+            "floor": {"name": "copied mask", "measures": {"dice": "copy_dice"}}}  # fmt: skip
 
 
 def rows_of(protocols=("parts3", "ep2")):
@@ -43,8 +49,8 @@ def test_tables_by_hand():
 
 
 def test_one_column_and_no_floor_make_one_table_without_a_name():
-    tables = make_tables(rows_of(["parts3"]), SETTINGS | {"columns": ["structure"], "floor": {}})
-    assert format_tables(tables, "ours").splitlines()[0] == "| (%)    | liver       | spleen     | mean        |"
+    tables = make_tables(rows_of(["parts3"]), SETTINGS | {"tables": [entry("dice", "structure")], "floor": {}})
+    assert format_tables(tables, "ours").splitlines()[0] == "| Dice (%) | liver       | spleen     | mean        |"
     assert list(tables[0].lines) == ["ours", "theirs"] and list(tables[0].tests) == ["theirs"]
 
 
@@ -52,3 +58,57 @@ def test_a_variant_without_a_structure_shows_a_dash():
     rows = [row for row in rows_of(["parts3"]) if (row["variant"], row["structure"]) != ("theirs", "spleen")]
     lines = format_tables(make_tables(rows, SETTINGS), "ours").splitlines()
     assert lines[3].split("|")[3].strip() == "-" and "60.0 ± 14.1" in lines[3].split("|")[4]
+
+
+def test_raw_measures_beside_shares():
+    """asd_mm of a row is 20 times what its Dice lacks: ours 8 and 4 (seeds) in the liver, 16 and 14 in the spleen."""
+    rows = [row | {"asd_mm": 20 * (1 - row["dice"])} for row in rows_of(["parts3"])]
+    entries = [entry("dice", "protocol", "structure"), entry("asd_mm", "protocol", "structure", less_is_better=True),
+               entry("asd_mm", "structure", title="Distance")]  # fmt: skip
+    tables = make_tables(rows, SETTINGS | {"tables": entries})
+    assert [table.head for table in tables] == ["parts3: Dice (%)", "parts3: ASD (mm), less is better", "Distance (mm)"]
+    assert [list(table.lines) for table in tables] == [["ours", "theirs", "copied mask"], *[["ours", "theirs"]] * 2]
+    assert format_tables(tables[1:2], "ours") == """\
+| parts3: ASD (mm), less is better | liver     | spleen     | mean       |
+| -------------------------------- | --------- | ---------- | ---------- |
+| ours                             | 6.0 ± 2.8 | 15.0 ± 1.4 | 10.5 ± 2.1 |
+| theirs                           | 8.0 ± 2.8 | 17.0 ± 1.4 | 12.5 ± 2.1 |
+
+| ours minus | difference | 95 % interval | p     | n |
+| ---------- | ---------- | ------------- | ----- | - |
+| theirs     | -2.0       | -2.0 to -2.0  | 0.125 | 4 |"""
+
+
+def test_one_measure_is_named_by_its_unit_where_a_table_has_a_name():
+    rows = [row | {"asd_mm": row["dice"]} for row in rows_of(["parts3"])]
+    for entries, head in (
+        ([entry("asd_mm", "protocol", "structure", less_is_better=True)], "parts3 (mm), less is better"),
+        ([entry("asd_mm", "protocol", "structure", title="Distance")], "parts3: Distance (mm)"),
+        ([entry("dice", "protocol", "structure"), entry("dice", "protocol", "case")], "parts3 (%)"),
+    ):
+        assert make_tables(rows, SETTINGS | {"tables": entries})[0].head == head
+
+
+def test_rows_without_a_column_or_a_number_belong_to_no_table():
+    """A run's own row: of no structure, with what is measured once a run."""
+    rows = [row | {"scatter": math.nan} for row in rows_of()]
+    rows += [{"variant": variant, "seed": seed, "case": "", "protocol": "parts3", "structure": "", "dice": math.nan,
+              "copy_dice": math.nan, "scatter": scatter}
+             for variant, scatters in (("ours", (0.1, 0.3)), ("theirs", (0.5, 0.7))) for seed, scatter in
+             enumerate(scatters)]  # fmt: skip
+    dice, again, scatter = make_tables(rows, SETTINGS | {"tables": [
+        entry("dice", "protocol", "structure"), entry("scatter", "protocol", "seed")]})
+    assert dice.columns == again.columns == ["liver", "spleen", "mean"]
+    assert scatter.name == "parts3" and scatter.columns == ["0", "1", "mean"]  # there is no table of ep2
+    assert scatter.tests["theirs"].n == 2
+    assert [round(mean, 6) for mean, _ in scatter.lines["ours"]] == [0.1, 0.3, 0.2]
+
+
+def test_cases_without_a_number_on_one_side_are_left_out_on_both():
+    rows = rows_of(["parts3"])
+    of = {("ours", "liver", 0, "a"): math.nan, ("theirs", "spleen", 1, "b"): math.nan, ("ours", "spleen", 0, "a"): 0.9}
+    for row in rows:
+        row["dice"] = of.get((row["variant"], row["structure"], row["seed"], row["case"]), row["dice"])
+    test = make_tables(rows, SETTINGS | {"floor": {}})[0].tests["theirs"]
+    # spleen of a: (0.9 - 0.1 + 0.1) / 2; the other three 0.1 as ever, liver of a from seed 1, spleen of b from seed 0
+    assert test.n == 4 and round(test.mean, 6) == 100 * round((0.45 + 3 * 0.1) / 4, 8)

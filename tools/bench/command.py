@@ -1,0 +1,36 @@
+"""The command: run one benchmark, print its rows and, if asked, write them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+NAMES = ("volume", "contrast")  # one module of this package each, with a function of that name
+
+
+def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> None:
+    """Time a part of the collection against its plain form, in one run and in turn.
+
+    Args:
+        name: one of ``NAMES``.
+        repeats: timed runs of each side, after one to warm up; the minima are compared.
+        output: a JSON file for the figures.
+    """
+    if name not in NAMES:
+        raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
+    torch.manual_seed(0)
+    rows = getattr(importlib.import_module(f"tools.bench.{name}"), name)(repeats)
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    for row in rows:
+        print(
+            "  ".join(
+                f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in row.items()
+            )
+        )
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    if output is not None:
+        Path(output).write_text(json.dumps({"metadata": machine, "results": rows}, indent=1) + "\n")

@@ -1,0 +1,67 @@
+"""What a comparison leaves in its folder: the rows of all runs, and the tables with their picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common.report import write_cases_csv
+
+from .picture import save_picture
+from .plan import Run, point_name, text_of
+from .table import format_tables, label_of, make_tables
+
+
+def report(runs: Sequence[Run], settings: dict[str, Any], folder: Path, end: str) -> str:
+    """Collect the rows of all runs, and write the tables of the grid points at which every variant is done."""
+    rows = {run.folder: read_rows(run, settings) for run in runs if run.cases.is_file()}
+    write_cases_csv([row for own in rows.values() for row in own], folder / "cases.csv")
+    points = {point_name(run.point): True for run in runs}
+    for run in runs:
+        points[point_name(run.point)] &= run.folder in rows
+    complete = [row for run in runs if points[point_name(run.point)] for row in rows[run.folder]]
+    share = f"{sum(points.values())} of {len(points)} grid points ({', '.join(runs[0].point)}) have all variants"
+    tables = make_tables(complete, settings)
+    if not tables:
+        return f"no table: {share}{', but no row has a number to compare' if complete else ''}."
+    notes = [] if all(points.values()) else [f"Not complete: {share}; only these are in the tables."]
+    empty = {label_of(entry) for entry in settings["tables"]} - {table.label for table in tables}
+    notes += [f"No table of {label}: no row has a number of it." for label in sorted(empty)]
+    save_picture(tables, folder / "table.png")
+    text = "\n\n".join([format_tables(tables, next(iter(settings["variants"]))), *notes, end])
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run, with its variant and its place in the grid in front, and numbers where there are measures."""
+    place = {key: text_of(value) if isinstance(value, list) else value for key, value in run.point.items()}
+    with open(run.cases, newline="", encoding="utf-8") as file:
+        rows = [{"variant": run.variant, **place, **row} for row in csv.DictReader(file)]
+    numbers = {entry["measure"] for entry in settings["tables"]} | set(settings["floor"].get("measures", {}).values())
+    needed = sorted({"case", *numbers, *(column for entry in settings["tables"] for column in entry["columns"])})
+    missing = [column for column in needed if rows and column not in rows[0]]
+    if missing:
+        found = f"found no {', '.join(missing)}"
+        raise SystemExit(f"{run.cases}: expected the columns {', '.join(needed)}, {found}; correct compare.json")
+    return [row | {key: float(row[key]) if row[key] else math.nan for key in numbers} for row in rows]
+
+
+def footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, Any]) -> str:
+    """How the numbers were made."""
+    numbers = ", ".join(f"{key} {value}" for key, value in shared.items() if isinstance(value, (int, float)))
+    return "\n".join([
+        "Mean over all rows ± standard deviation of the seeds' means. Tests: the unit is a case in one column, its",
+        "seeds, folds, supports etc. averaged; Student's interval, Wilcoxon's signed rank p (two-sided, uncorrected).",
+        "",
+        f"    python -m tools {shlex.join(sys.argv[1:])}",
+        "",
+        f"{len(runs)} runs: " + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in grid.items()),
+        f"Overrides: {numbers or 'none'}. torch {version('torch')}, monai {version('monai')}.",
+    ])
