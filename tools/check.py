@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from common.data.check import CaseFacts, check_dataset
-from common.data.dataset import DataError, Dataset, read_dataset
+from common.data.dataset import SPLITS, DataError, Dataset, read_dataset
+from common.data.photograph import is_photograph
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
@@ -46,10 +47,25 @@ def _summary(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:
     lines = [f"{dataset.name}: no problem found in {dataset.directory}"]
     lines += [f"  {split:<12}{len(items)} images of {len({one.case for one in items})} cases"
               for split, items in facts.items() if items]
+    lines += _domains(dataset)
     lines += [f"  label {i:<6}{name}: in {holding[i]} images" for i, name in sorted(dataset.labels.items())]
     lines.append(f"  shape       {_range([one.shape for one in cases], 'd')}")
-    lines.append(f"  spacing     {_range([one.spacing for one in cases], '.4g')}")
+    flat = all(is_photograph(one.image) for one in cases)
+    spacing = "none (photographs: distances are in pixels)" if flat else _range([one.spacing for one in cases], ".4g")
+    lines.append(f"  spacing     {spacing}")
     return lines
+
+
+def _domains(dataset: Dataset) -> list[str]:
+    """The images of each domain by split; none where no item names a domain."""
+    counts: dict[str, Counter] = {}
+    for split in SPLITS:
+        for item in getattr(dataset, split):
+            counts.setdefault(item.get("domain", ""), Counter())[split] += 1
+    if set(counts) == {""}:
+        return []
+    return [f"  domain      {name or '(no domain)'}: {', '.join(f'{n} {split}' for split, n in splits.items())}"
+            for name, splits in counts.items()]
 
 
 def _range(rows: list[tuple], form: str) -> str:

@@ -38,7 +38,7 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
         dataset = read_dataset(dataset_dir or home / "sample_data")
         labelled = dataset.training + dataset.validation
         chosen = [labelled[i] for i in np.unique(np.linspace(0, len(labelled) - 1, cases).round().astype(int))]
-        check_cases(chosen, dataset.labels, channels=len(dataset.modality))
+        check_cases(chosen, dataset.labels, channels=dataset.channels)
     except DataError as error:
         raise SystemExit(str(error)) from error
     folder = Path(output) if output else home / "eval" / "preview" / dataset.name
@@ -54,9 +54,9 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
 def _draw(item: dict, labels: dict[int, str], folder: Path) -> Path:
     image, affine = read_volume(item["image"])
     label = read_volume(item["label"])[0].reshape(image.shape[:3])
-    if image.ndim == 4:
-        image = np.moveaxis(image, 3, 0)
-        image = image if len(image) == 3 else image[:1]  # three channels are a colour picture; of others, the first
+    if image.ndim == 4 and image.shape[3] != 3:  # three channels are a colour picture; of others, the first
+        image = image[..., 0]
     file = folder / f"{item['case']}.png"
-    save_overlay(file, image, label, None, labels, affine, f"{item['case']}: labels")
+    domain = f" ({item['domain']})" if "domain" in item else ""
+    save_overlay(file, image, label, None, labels, affine, f"{item['case']}{domain}: labels")
     return file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import warnings
 import zlib
 from dataclasses import dataclass, replace
@@ -13,16 +14,19 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
+from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
 from common.data.dataset import SPLITS, DataError, Dataset, repeated_cases
+from common.data.photograph import FormatError, is_photograph, misfit, read_photograph
 
 __all__ = ["CaseFacts", "DataError", "check_cases", "check_dataset", "read_volume"]
 
 MANY_FILES = 20  # a check of more files than these shows a progress bar
-# what gzip, zlib, numpy and nibabel raise on damaged files; their errors have no common root
+# what gzip, zlib, numpy, nibabel and Pillow raise on damaged files; their errors have no common root
 DAMAGED = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error, ImageFileError, HeaderDataError,
-           WrapStructError)
+           WrapStructError, SyntaxError, struct.error, DecompressionBombError)
+PICTURES = {1: "a grey image (1 channel)", 3: "a colour image (3 channels)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +48,7 @@ class CaseFacts:
 @dataclass(frozen=True)
 class _Rules:
     labels: dict[int, str]
-    channels: int
+    channels: int | None
     affine_tolerance: float
     fill_nonfinite: bool
     min_slices: int
@@ -71,7 +75,7 @@ class _Findings:
             raise DataError.of(self.errors, where)
 
 
-def check_cases(cases: list[dict], labels: dict[int, str], channels: int = 1, affine_tolerance: float = 0.1,
+def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None = 1, affine_tolerance: float = 0.1,
                 fill_nonfinite: bool = False, min_slices: int = 1) -> list[CaseFacts]:
     """Check images, and labels where a case has one; each file is read once, one case at a time.
 
@@ -80,7 +84,8 @@ def check_cases(cases: list[dict], labels: dict[int, str], channels: int = 1, af
     Args:
         cases: items ``{"image", "case"}`` with an optional ``"label"``.
         labels: the label ids allowed besides 0.
-        channels: channels of an image; above 1 it is the length of the file's fourth axis.
+        channels: channels of an image; above 1 it is the length of the file's fourth axis. None allows 1 and 3, as
+            they come.
         affine_tolerance: how far apart image and label may place a corner of the volume, in the image's smallest
             voxel edge.
         fill_nonfinite: the caller replaces NaN and Inf by finite values: warn with their count instead of refusing.
@@ -98,8 +103,8 @@ def check_cases(cases: list[dict], labels: dict[int, str], channels: int = 1, af
     return facts[""]
 
 
-def check_dataset(dataset: Dataset, channels: int = 1, affine_tolerance: float = 0.1, fill_nonfinite: bool = False,
-                  min_slices: int = 1) -> dict[str, list[CaseFacts]]:
+def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: float = 0.1,
+                  fill_nonfinite: bool = False, min_slices: int = 1) -> dict[str, list[CaseFacts]]:
     """Check all splits as :func:`check_cases` does, and that none shares a case or an image with another split or fold.
 
     Args:
@@ -128,11 +133,18 @@ def check_dataset(dataset: Dataset, channels: int = 1, affine_tolerance: float =
 def read_volume(file: str) -> tuple[np.ndarray, np.ndarray]:
     """Voxels and affine of a file: the only place that knows file formats.
 
+    A photograph is a volume of one slice, first axis down: grey ``(H, W, 1)``, colour ``(H, W, 1, 3)``, the identity as
+    affine. A palette PNG gives its indices, which are the class numbers of a label.
+
     Raises:
-        ValueError: the name is not that of a known format. A damaged file raises whatever its reader does.
+        FormatError: the name is not that of a known format, or the photograph is of a kind that is not read. A damaged
+            file raises whatever its reader does.
     """
+    if is_photograph(file):
+        return read_photograph(file), np.eye(4)
     if not file.endswith((".nii", ".nii.gz")):
-        raise ValueError("the name is not that of a NIfTI file (.nii or .nii.gz)")
+        raise FormatError("a name that is not that of a NIfTI file (.nii, .nii.gz) or of a photograph (.png, .jpg)",
+                          "convert the file")
     image = nib.load(file)
     return np.asanyarray(image.dataobj), image.affine
 
@@ -174,9 +186,16 @@ def _load(item: dict, key: str, findings: _Findings) -> tuple[np.ndarray, np.nda
         return None
     try:
         voxels, affine = read_volume(file)
+        unfit = misfit(file, key) if is_photograph(file) else None
+    except FormatError as error:
+        findings.refuse(item["case"], file, f"a readable {key}", error.found, error.todo)
+        return None
     except DAMAGED as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         findings.refuse(item["case"], file, f"a readable {key}", text, "the file is damaged or no image: copy it again")
+        return None
+    if unfit:
+        findings.refuse(item["case"], file, *unfit)
         return None
     if voxels.dtype.kind not in "biuf" or 0 in voxels.shape:
         findings.refuse(item["case"], file, f"one number for each voxel of the {key}",
@@ -195,11 +214,7 @@ def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | 
         return None
     voxels, affine = loaded
     case, file = item["case"], item["image"]
-    channels = voxels.shape[3] if voxels.ndim == 4 else 1
-    if voxels.ndim not in (3, 4) or channels != rules.channels:
-        form = "3 axes" if rules.channels == 1 else f"4 axes, the last of {rules.channels} channels"
-        findings.refuse(case, file, form, f"shape {voxels.shape}",
-                        f"give the network's {rules.channels} channel(s) in one file, or set in_channels")
+    if not _check_channels(voxels, case, file, rules.channels, findings):
         return None
     if voxels.shape[2] < rules.min_slices:
         findings.refuse(case, file, f"at least {rules.min_slices} slices", f"{voxels.shape[2]}", "leave the case out")
@@ -210,6 +225,21 @@ def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | 
     digest = hashlib.sha256(np.ascontiguousarray(voxels.T)).hexdigest()
     spacing = tuple(float(x) for x in nib.affines.voxel_sizes(affine))
     return CaseFacts(case, file, tuple(voxels.shape[:3]), spacing, affine, digest)
+
+
+def _check_channels(voxels: np.ndarray, case: str, file: str, wanted: int | None, findings: _Findings) -> bool:
+    channels = voxels.shape[3] if voxels.ndim == 4 else 1
+    if voxels.ndim in (3, 4) and channels in ((1, 3) if wanted is None else (wanted,)):
+        return True
+    if is_photograph(file):
+        todo = {1: "convert it to grey", 3: "save it in colour, for example with its grey values in three channels"}
+        findings.refuse(case, file, PICTURES.get(wanted, f"an image of {wanted} channels"), PICTURES[channels],
+                        f"{todo.get(wanted, 'convert it')}, or set in_channels")
+        return False
+    form = {None: "3 axes, or 4 axes, the last of 3 channels", 1: "3 axes"}
+    findings.refuse(case, file, form.get(wanted, f"4 axes, the last of {wanted} channels"), f"shape {voxels.shape}",
+                    f"give the network's {wanted or '1 or 3'} channel(s) in one file, or set in_channels")
+    return False
 
 
 def _check_finite(voxels: np.ndarray, case: str, file: str, rules: _Rules, findings: _Findings) -> np.ndarray:
@@ -233,6 +263,11 @@ def _check_label(item: dict, image: CaseFacts | None, rules: _Rules, findings: _
     voxels, affine = loaded
     case, file = item["case"], item["label"]
     shape = voxels.shape[:3] if voxels.shape[3:] == (1,) else voxels.shape
+    if is_photograph(file) and voxels.ndim == 4:
+        equal = (voxels == voxels[..., :1]).all()
+        todo = "all three are equal: keep one" if equal else "save the class numbers as a grey or palette PNG"
+        findings.refuse(case, file, f"{PICTURES[1]} of class numbers", PICTURES[3], todo)
+        return ()
     if image and shape != image.shape:
         findings.refuse(case, file, f"the image's shape {image.shape}", f"{shape}", "resample it onto the image's grid")
     elif image:
@@ -257,6 +292,10 @@ def _check_label(item: dict, image: CaseFacts | None, rules: _Rules, findings: _
 def _check_grid(case: str, file: str, image: CaseFacts, affine: np.ndarray, tolerance: float,
                 findings: _Findings) -> None:
     """Refuse a label whose affine puts a corner of the volume elsewhere than the image's does."""
+    if is_photograph(image.image) and not np.allclose(affine, np.eye(4), atol=1e-3):
+        findings.refuse(case, file, "the identity as affine, as the image is a photograph", _numbers(affine),
+                        "save it as PNG, or with that affine and its first axis down")
+        return
     corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in image.shape], indexing="ij"), axis=-1).reshape(-1, 3)
     apart = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(image.affine, corners)
     voxels = np.linalg.norm(apart, axis=1).max() / min(image.spacing)

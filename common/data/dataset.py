@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from common.data.photograph import is_photograph
+
 SPLITS = ("training", "validation", "test", "unlabeled")
 LABELLED = ("training", "validation")  # a label is needed here, allowed in `test`, and never read in `unlabeled`
 REQUIRED = {"name": str, "modality": dict, "labels": dict, "training": list}
@@ -43,6 +45,11 @@ class Dataset:
     unlabeled: list[dict]
     folds: list[list[str]]
 
+    @property
+    def channels(self) -> int | None:
+        """Channels of an image, for the data check: several are named in ``modality``; one entry is grey or colour."""
+        return len(self.modality) if len(self.modality) > 1 else None
+
 
 def read_dataset(dataset_dir: str | Path) -> Dataset:
     """Read ``dataset.json`` of a folder; opens no image and no label.
@@ -74,6 +81,11 @@ def read_dataset(dataset_dir: str | Path) -> Dataset:
     if problems:
         raise DataError.of(problems, str(directory / "dataset.json"))
     return Dataset(directory, entries["name"], entries["modality"], labels, **splits, folds=folds)
+
+
+def file_stem(path: str | Path) -> str:
+    """The name of a file without ``.nii``, ``.nii.gz``, ``.png`` ...: the case, where nothing else is said."""
+    return Path(str(path).removesuffix(".gz")).stem
 
 
 def repeated_cases(splits: dict[str, list[dict]]) -> list[str]:
@@ -151,7 +163,8 @@ def _read_item(item: Any, split: str, i: int, directory: Path, problems: list[st
         found = ", ".join(f'"{k}": {json.dumps(item[k])}' for k in wrong)
         problems.append(f"{where}: expected a text for {' and '.join(wrong)}, found {found}; put it in quotes")
         return None
-    return {"case": _stem(item["image"])} | {k: str(directory / item[k]) for k in paths} | {k: item[k] for k in texts}
+    files = {k: str(directory / item[k]) for k in paths}
+    return {"case": file_stem(item["image"])} | files | {k: item[k] for k in texts}
 
 
 def _repeated_in_a_split(split: str, entry: list, items: list[dict | None]) -> list[str]:
@@ -193,21 +206,22 @@ def _suggestion(directory: Path) -> str:
     found: dict[str, dict[Path, str]] = {}
     for folder in ("images", "labels"):
         files = [p.relative_to(directory) for p in sorted((directory / folder).rglob("[!.]*")) if p.is_file()]
-        found[folder] = {p.relative_to(folder).parent / _stem(p.name): p.as_posix() for p in files}
+        found[folder] = {p.relative_to(folder).parent / file_stem(p.name): p.as_posix() for p in files}
     images, labels = found["images"], found["labels"]
-    training = [{"image": images[k], "label": labels[k]} for k in images if k in labels]
-    unlabeled = [{"image": images[k]} for k in images if k not in labels]
+    names = [key.name for key in images]
+    # files of one name in several folders are cases of their own
+    items = {key: {"image": file} | ({"case": "_".join(key.parts)} if names.count(key.name) > 1 else {})
+             for key, file in images.items()}
+    training = [item | {"label": labels[key]} for key, item in items.items() if key in labels]
+    unlabeled = [item for key, item in items.items() if key not in labels]
+    modality = "photograph" if any(map(is_photograph, images.values())) else "MRI"
     if not images:
         training = [{"image": "images/case_01.nii.gz", "label": "labels/case_01.nii.gz"}]
-    head = {"name": directory.name, "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "name of label 1"}}
+    head = {"name": directory.name, "modality": {"0": modality}, "labels": {"0": "background", "1": "name of label 1"}}
     lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
     for split, items in (("training", training), ("validation", []), ("unlabeled", unlabeled)):
         lines.append(f' "{split}": [' + ",".join(f"\n  {json.dumps(item)}" for item in items) + "]")
     return "{\n" + ",\n".join(lines) + "\n}"
-
-
-def _stem(path: str) -> str:
-    return Path(path.removesuffix(".gz")).stem
 
 
 def _kind(value: Any) -> str:

@@ -17,23 +17,25 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from common.data.dataset import SPLITS
+from common.data.dataset import SPLITS, file_stem
+from common.data.photograph import write_png
 
 __all__ = ["Case", "atomic_folder", "write_dataset"]
 
-SUFFIX = ".nii.gz"
 COUNTS = {"numTraining": "training", "numTest": "test"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan to write.
+    """One scan or photograph to write.
+
+    A case whose label is 2-D is a photograph; without a label, one whose image is 2-D, or ``(H, W, 3)`` and uint8.
 
     Args:
         name: case id, also the file name.
-        image: intensities, ``(*spatial)`` or ``(*spatial, C)``.
+        image: intensities, ``(*spatial)`` or ``(*spatial, C)``; of a photograph ``(H, W)`` or ``(H, W, 3)``.
         label: class numbers ``(*spatial)``; ``None`` for a case without one.
-        affine: 4 x 4, voxel index to millimetres in RAS+ (the NIfTI convention).
+        affine: 4 x 4, voxel index to millimetres in RAS+ (the NIfTI convention); not for photographs.
         domain: where the scan comes from (scanner, centre, protocol), if that matters.
     """
 
@@ -42,6 +44,12 @@ class Case:
     label: np.ndarray | None = None
     affine: np.ndarray = field(default_factory=lambda: np.eye(4))
     domain: str | None = None
+
+    @property
+    def is_photograph(self) -> bool:
+        if self.label is not None:
+            return self.label.ndim == 2
+        return self.image.ndim == 2 or self.image.shape[2:] == (3,) and self.image.dtype == np.uint8
 
 
 @contextmanager
@@ -84,8 +92,8 @@ def write_dataset(
 ) -> Path:
     """Write a data set, whole or not at all, and return its folder.
 
-    Files are ``images/<case>.nii.gz`` and ``labels/<case>.nii.gz``; the same input gives the same bytes. The splits may
-    be generators: one case is held in memory at a time.
+    Files are ``images/<case>.nii.gz`` and ``labels/<case>.nii.gz``, for photographs ``.png``; the same input gives the
+    same bytes. A set holds volumes or photographs. The splits may be generators: one case is held in memory at a time.
 
     Args:
         directory: folder to create; it must not exist or be empty.
@@ -98,7 +106,7 @@ def write_dataset(
         unlabeled: cases whose label, if any, is never read.
         folds: groups of case ids of ``training`` for cross-validation.
         extra: further top-level entries of dataset.json, e.g. ``description``, ``reference``, ``licence``.
-        dtype: type of the stored intensities, which are rounded when it is an integer type.
+        dtype: type of the stored intensities, which are rounded when it is an integer type; of photographs uint8.
 
     Raises:
         FileExistsError: ``directory`` is there already.
@@ -114,8 +122,9 @@ def write_dataset(
     with atomic_folder(directory) as root:
         for folder in ("images", "labels"):
             (root / folder).mkdir(parents=True)
-        lists, found = _write_cases(root, (training, validation, test, unlabeled), labels, dtype)
+        lists, found, flat = _write_cases(root, (training, validation, test, unlabeled), labels, dtype)
         problems += found + _fold_problems(folds, lists["training"])
+        header["tensorImageSize"] = "2D" if flat else "3D"
         if problems:
             raise ValueError(f"{name}: {len(problems)} problem(s), nothing was written:\n  " + "\n  ".join(problems))
         index = {**header, **(extra or {}), **{key: len(lists[split]) for key, split in COUNTS.items()}, **lists}
@@ -127,20 +136,26 @@ def write_dataset(
 
 def _write_cases(
     root: Path, splits: Sequence[Iterable[Case]], labels: Mapping[int, str], dtype: type
-) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
-    """Write the good cases of all splits; returns their items by split, and a line for everything wrong with others."""
+) -> tuple[dict[str, list[dict[str, str]]], list[str], bool]:
+    """Write the good cases of all splits.
+
+    Returns:
+        their items by split, a line for everything wrong with the others, and whether they are photographs.
+    """
     lists: dict[str, list[dict[str, str]]] = {}
     problems: list[str] = []
     seen: set[str] = set()
+    flat: bool | None = None  # as the first case is
     for split, cases in zip(SPLITS, splits, strict=True):
         lists[split] = []
         for case in cases:
-            found = _problems(case, split, labels, dtype, seen)
+            flat = case.is_photograph if flat is None else flat
+            found = _problems(case, split, labels, dtype, seen, flat)
             problems += found
             seen.add(case.name)
             if not found:
                 lists[split].append(_write_case(root, case, split, dtype))
-    return lists, problems
+    return lists, problems, bool(flat)
 
 
 def _refuse_occupied(target: Path) -> None:
@@ -150,8 +165,10 @@ def _refuse_occupied(target: Path) -> None:
         raise FileExistsError(f"{target} exists already: delete it or choose another folder")
 
 
-def _problems(case: Case, split: str, labels: Mapping[int, str], dtype: type, seen: set[str]) -> list[str]:
-    found = []
+def _problems(
+    case: Case, split: str, labels: Mapping[int, str], dtype: type, seen: set[str], flat: bool
+) -> list[str]:
+    found = _picture_problems(case, dtype, flat)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", case.name):
         found.append("its name is not letters, digits, '_', '-' and '.' only, so it cannot be a file name")
     if case.name in seen:
@@ -173,8 +190,25 @@ def _problems(case: Case, split: str, labels: Mapping[int, str], dtype: type, se
     return [f"{case.name} ({split}): {text}" for text in found]
 
 
+def _picture_problems(case: Case, dtype: type, flat: bool) -> list[str]:
+    kinds = ("a volume", "a photograph")
+    if case.is_photograph != flat:
+        return [f"it is {kinds[case.is_photograph]} and the first case {kinds[flat]}; write two data sets (without a "
+                "label, a photograph is (H, W), or (H, W, 3) and uint8)"]
+    if not flat:
+        return []
+    found = []
+    if case.image.ndim != 2 and case.image.shape[2:] != (3,):
+        found.append(f"its image has the shape {case.image.shape}; a photograph has (H, W) or (H, W, 3)")
+    if dtype != np.uint8:
+        found.append(f"it is a photograph, which PNG keeps as uint8, not {np.dtype(dtype)}; scale it to 0..255")
+    if not np.array_equal(case.affine, np.eye(4)):
+        found.append("it is a photograph, and PNG keeps no affine; leave it out, or write it as a volume of one slice")
+    return found
+
+
 def _fold_problems(folds: Sequence[Sequence[str]], training: list[dict[str, str]]) -> list[str]:
-    names = {Path(item["image"]).name.removesuffix(SUFFIX) for item in training}
+    names = {file_stem(item["image"]) for item in training}
     listed = [case for fold in folds for case in fold]
     unknown = [f"folds: {case} is no case of `training`" for case in listed if case not in names]
     return unknown + [f"folds: {case} is listed twice" for case in sorted({c for c in listed if listed.count(c) > 1})]
@@ -187,20 +221,27 @@ def _extra_problems(extra: Mapping[str, Any], header: Mapping[str, Any]) -> list
 
 def _write_case(root: Path, case: Case, split: str, dtype: type) -> dict[str, str]:
     image = np.rint(case.image) if np.issubdtype(dtype, np.integer) else case.image
-    item = {"image": _write_nifti(root, "images", case, image.astype(dtype))}
+    item = {"image": _write_file(root, "images", case, image.astype(dtype))}
     if case.label is not None and split != "unlabeled":
-        item["label"] = _write_nifti(root, "labels", case, case.label.astype(np.uint8))
+        item["label"] = _write_file(root, "labels", case, case.label.astype(np.uint8))
     if case.domain is not None:
         item["domain"] = case.domain
     return item
 
 
-def _write_nifti(root: Path, folder: str, case: Case, array: np.ndarray) -> str:
+def _write_file(root: Path, folder: str, case: Case, array: np.ndarray) -> str:
+    relative = f"{folder}/{case.name}{'.png' if case.is_photograph else '.nii.gz'}"
+    if case.is_photograph:
+        write_png(root / relative, array)
+    else:
+        (root / relative).write_bytes(_nifti(case, array))
+    return relative
+
+
+def _nifti(case: Case, array: np.ndarray) -> bytes:
     image = nib.Nifti1Image(array, case.affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(case.affine, code=1)
     image.set_qform(case.affine, code=1)
-    relative = f"{folder}/{case.name}{SUFFIX}"
     # mtime=0: the time of writing would make two equal files differ
-    (root / relative).write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
-    return relative
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)

@@ -16,12 +16,17 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
 NAN = float("nan")
-_MEASURES = ("dice", "hd95_mm", "hd95_mm_found_only", "asd_mm", "asd_mm_found_only")
+UNITS = ("mm", "px")
 _STATUSES = ("absent", "missed", "false_positive")
 
 
 def score_structure(
-    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], distances: bool = True
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing: Sequence[float],
+    distances: bool = True,
+    unit: str = "mm",
+    symmetric: bool = True,
 ) -> dict[str, Any]:
     """Scores of one structure in one case.
 
@@ -35,20 +40,26 @@ def score_structure(
     ======================  ==============  =====  ================  ====================
 
     HD95 is the larger of the two directed 95th percentiles; ASD averages the distances of both surfaces to the other
-    (symmetric). Volumes are nan in 2D. nan never enters a mean.
+    (symmetric). The unit stands in the names of their columns: ``hd95_mm``, ``asd_px``. Volumes are nan in 2D and
+    without millimetres. nan never enters a mean.
 
     Args:
         prediction: boolean mask, or anything where not 0 means inside.
         truth: the same for the truth.
-        spacing: mm per voxel, one number for each axis.
+        spacing: mm per voxel, one number for each axis; for data without spacing usually 1 for each.
         distances: False leaves HD95 and ASD out (nan): they take most of the time.
+        unit: of ``spacing``: "mm", or "px" for data without spacing.
+        symmetric: False gives the ASD of older papers, from the prediction's surface to that of the truth alone, which
+            does not see what the prediction leaves out; the column's name stays.
 
     Shape:
         both ``(*spatial)``.
 
     Raises:
-        ValueError: shapes or spacing do not fit.
+        ValueError: shapes or spacing do not fit, or the unit is another.
     """
+    if unit not in UNITS:
+        raise ValueError(f"unit: expected one of {', '.join(UNITS)}, found {unit}.")
     prediction, truth = np.asarray(prediction) != 0, np.asarray(truth) != 0
     spacing = [float(step) for step in spacing]
     if prediction.shape != truth.shape or len(spacing) != truth.ndim or min(spacing) <= 0:
@@ -56,11 +67,14 @@ def score_structure(
             "expected two masks of one shape and a positive spacing for each axis, found prediction "
             f"{prediction.shape}, truth {truth.shape}, spacing {tuple(spacing)}."
         )
-    voxel_ml = math.prod(spacing) / 1000 if truth.ndim == 3 else NAN
+    voxel_ml = math.prod(spacing) / 1000 if truth.ndim == 3 and unit == "mm" else NAN
     counts = {"truth_voxels": int(truth.sum()), "prediction_voxels": int(prediction.sum())}
     volumes = {"truth_ml": counts["truth_voxels"] * voxel_ml, "prediction_ml": counts["prediction_voxels"] * voxel_ml}
     status = _status(counts["truth_voxels"], counts["prediction_voxels"])
-    return {"status": status, **_measures(status, prediction, truth, spacing, distances), **counts, **volumes}
+    dice, hd95, asd = _measures(status, prediction, truth, spacing, distances, symmetric)
+    found = [value if status == "ok" else NAN for value in (hd95, asd)]
+    measures = dict(zip(_measure_names(unit), (dice, hd95, found[0], asd, found[1]), strict=True))
+    return {"status": status, **measures, **counts, **volumes}
 
 
 def case_rows(
@@ -69,17 +83,21 @@ def case_rows(
     truth: np.ndarray,
     structures: Mapping[int, str],
     spacing: Sequence[float],
+    unit: str = "mm",
+    symmetric: bool = True,
     **extra: Any,
 ) -> list[dict[str, Any]]:
     """One row for each structure of two label maps, with ``extra`` columns (protocol, seed, ...) behind the case.
 
     Args:
         structures: label value to name, without the background.
+        spacing, unit, symmetric: as in :func:`score_structure`.
     """
-    return [
-        {"case": case, **extra, "structure": name, **score_structure(prediction == label, truth == label, spacing)}
-        for label, name in structures.items()
-    ]
+    rows = []
+    for label, name in structures.items():
+        scores = score_structure(prediction == label, truth == label, spacing, unit=unit, symmetric=symmetric)
+        rows.append({"case": case, **extra, "structure": name, **scores})
+    return rows
 
 
 def write_cases_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -104,25 +122,31 @@ def summarise(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ("structure
     Returns:
         dicts with the columns of ``by``, ``n`` (rows), ``n_absent``, ``n_missed``, ``n_false_positive`` and for each
         measure ``<measure>_mean`` and ``<measure>_std`` (nan without enough values).
+
+    Raises:
+        ValueError: the rows' distances have several units.
     """
+    names = _measure_names(_unit(rows))
     *outer, last = by
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((*(row[column] for column in outer), row[last]), []).append(row)
     for row in rows:
         groups.setdefault((*(row[column] for column in outer), "all"), []).append(row)
-    return [dict(zip(by, key, strict=True)) | _summary(group) for key, group in groups.items()]
+    return [dict(zip(by, key, strict=True)) | _summary(group, names) for key, group in groups.items()]
 
 
 def format_table(summary: Sequence[Mapping[str, Any]]) -> str:
     """The summary as a Markdown table that also reads well as plain text."""
     names = list(summary[0])[: list(summary[0]).index("n")] if summary else []
-    head = [*names, "Dice", "HD95 mm", "HD95 mm, found only", "ASD mm", "n", "absent", "missed", "false positive"]
+    unit = _unit(summary, "_mean")
+    distances = [f"HD95 {unit}", f"HD95 {unit}, found only", f"ASD {unit}"]
+    head = [*names, "Dice", *distances, "n", "absent", "missed", "false positive"]
     body = [
         [
             *(str(line[name]) for name in names),
             _plus_minus(line, "dice", 3),
-            *(_plus_minus(line, measure, 1) for measure in ("hd95_mm", "hd95_mm_found_only", "asd_mm")),
+            *(_plus_minus(line, measure, 1) for measure in _measure_names(unit)[1:4]),
             *(str(line[count]) for count in ("n", "n_absent", "n_missed", "n_false_positive")),
         ]
         for line in summary
@@ -139,30 +163,43 @@ def _status(truth_voxels: int, prediction_voxels: int) -> str:
     return "false_positive" if prediction_voxels else "absent"
 
 
+def _measure_names(unit: str) -> tuple[str, ...]:
+    return ("dice", f"hd95_{unit}", f"hd95_{unit}_found_only", f"asd_{unit}", f"asd_{unit}_found_only")
+
+
+def _unit(rows: Sequence[Mapping[str, Any]], ending: str = "") -> str:
+    """The one unit of the rows' distances."""
+    found = [unit for unit in UNITS if any(f"hd95_{unit}{ending}" in row for row in rows)]
+    if len(found) > 1:
+        raise ValueError(f"expected distances in one unit, found {' and '.join(found)}: make a table of each.")
+    return found[0] if found else UNITS[0]
+
+
 def _measures(
-    status: str, prediction: np.ndarray, truth: np.ndarray, spacing: list[float], distances: bool
-) -> dict[str, float]:
+    status: str, prediction: np.ndarray, truth: np.ndarray, spacing: list[float], distances: bool, symmetric: bool
+) -> tuple[float, float, float]:
+    """Dice, HD95, ASD."""
     if status == "missed" and distances:
         diagonal = math.dist([0.0] * truth.ndim, [size * step for size, step in zip(truth.shape, spacing, strict=True)])
-        return dict(zip(_MEASURES, (0.0, diagonal, NAN, diagonal, NAN), strict=True))
+        return 0.0, diagonal, diagonal
     if status != "ok":
-        return dict.fromkeys(_MEASURES, NAN) | ({} if status == "absent" else {"dice": 0.0})
+        return NAN if status == "absent" else 0.0, NAN, NAN
     pair = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
     options = {"include_background": True, "spacing": spacing}
     dice = compute_dice(*pair, include_background=True).item()
     if not distances:
-        return dict.fromkeys(_MEASURES, NAN) | {"dice": dice}
+        return dice, NAN, NAN
     with warnings.catch_warnings():  # MONAI 1.6 calls a function of its own with an argument it has deprecated
         warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
         hd95 = compute_hausdorff_distance(*pair, percentile=95, **options).item()
-        asd = compute_average_surface_distance(*pair, symmetric=True, **options).item()
-    return dict(zip(_MEASURES, (dice, hd95, hd95, asd, asd), strict=True))
+        asd = compute_average_surface_distance(*pair, symmetric=symmetric, **options).item()
+    return dice, hd95, asd
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:
     summary: dict[str, Any] = {"n": len(rows)}
     summary |= {f"n_{status}": sum(row["status"] == status for row in rows) for status in _STATUSES}
-    for measure in _MEASURES:
+    for measure in measures:
         values = [row[measure] for row in rows if not math.isnan(row[measure])]
         summary[f"{measure}_mean"] = fmean(values) if values else NAN
         summary[f"{measure}_std"] = stdev(values) if len(values) > 1 else NAN

@@ -12,10 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from scipy.ndimage import binary_fill_holes
 
 _TRUTH, _PREDICTION = "#33dd55", "#ff3399"  # one structure: a colour for each role
 # Okabe and Ito's palette, which colour-blind readers can tell apart too; several structures: a colour for each
-_COLOURS = ("#e69f00", "#56b4e9", "#2ee6a8", "#f0e442", "#ff5a1f", "#cc79a7", "#3f7fff", "#ffffff")
+_COLOURS = ("#f0e442", "#56b4e9", "#2ee6a8", "#e69f00", "#ff5a1f", "#cc79a7", "#3f7fff", "#ffffff")
 _PLANES = ("sagittal", "coronal", "axial")
 
 
@@ -34,11 +36,12 @@ def save_overlay(
 
     A volume is cut across its thickest axis, at slices spread evenly over what truth and prediction cover. With an
     ``affine`` the picture is turned as radiologists look at it (anterior or head up, the patient's right on the left)
-    and keeps its proportions in mm.
+    and keeps its proportions in mm. One slice whose affine is the identity is a photograph: drawn first axis down. A
+    structure that encloses others is drawn without the border they share.
 
     Args:
         path: the PNG file.
-        image: grey values, or three channels in front for a colour photograph.
+        image: grey values, or a colour photograph.
         truth: label map; None draws the prediction alone.
         prediction: label map; None draws the truth alone.
         labels: label value to name, without the background; others are not drawn.
@@ -48,24 +51,27 @@ def save_overlay(
         slices: at most so many of a volume.
 
     Shape:
-        label maps ``(H, W)`` or ``(H, W, D)``; image the same or with C = 1 or 3 channels in front.
+        label maps ``(H, W)`` or ``(H, W, D)``; image the same, or with C = 1 or 3 channels in front or behind.
 
     Raises:
         ValueError: the shapes differ.
     """
     image, maps = _checked(image, truth, prediction)
-    figure = _figure(*_panels(image, maps, affine, slices), labels)
-    figure.suptitle(_headline(title, dice), color="white", fontsize=12, fontweight="bold", wrap=True)
     keys = _keys(labels, truth is not None, prediction is not None)
-    figure.legend(handles=keys, loc="outside lower center", ncols=6, fontsize=10, frameon=False, labelcolor="white")
+    figure = _figure(*_panels(image, maps, affine, slices), labels, keys)
+    figure.suptitle(_headline(title, dice), color="white", fontsize=12, fontweight="bold", wrap=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
 
 def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None) -> tuple[np.ndarray, list]:
-    """The image with channels in front, and the two maps."""
+    """The image with channels in front, and the two maps; a volume of one slice as a plane."""
     image, maps = np.asarray(image), [None if given is None else np.asarray(given) for given in (truth, prediction)]
-    image = image if image.ndim > max(m.ndim for m in maps if m is not None) else image[None]
+    shape = next(m.shape for m in maps if m is not None)
+    if image.shape == shape:
+        image = image[None]
+    elif image.shape[:-1] == shape:
+        image = np.moveaxis(image, -1, 0)
     if any(m is not None and m.shape != image.shape[1:] for m in maps) or image.shape[0] not in (1, 3):
         shapes = [None if m is None else m.shape for m in maps]
         raise ValueError(f"image {image.shape}, truth {shapes[0]} and prediction {shapes[1]} do not fit together.")
@@ -74,6 +80,8 @@ def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray
 
 def _panels(image: np.ndarray, maps: list, affine: np.ndarray | None, slices: int) -> tuple[list[tuple], float]:
     """(name, picture, truth, prediction) for each slice, rows down, and the height of a pixel over its width."""
+    if image.ndim == 4 and image.shape[3] == 1 and (affine is None or np.allclose(affine, np.eye(4), atol=1e-6)):
+        image, *maps = (None if part is None else part[..., 0] for part in (image, *maps))
     spacing = np.ones(image.ndim - 1)
     if affine is not None and image.ndim == 4:
         (image, *maps), spacing = _to_lps([image, *maps], np.asarray(affine, dtype=float))
@@ -127,11 +135,15 @@ def _choose(maps: list, cut: int, slices: int) -> list[int]:
     return sorted({int(candidates[int(position)]) for position in positions})
 
 
-def _figure(panels: list[tuple], aspect: float, labels: Mapping[int, str]) -> Figure:
+def _figure(panels: list[tuple], aspect: float, labels: Mapping[int, str], keys: list[Line2D]) -> Figure:
     rows, columns = panels[0][1].shape[:2]
     side = 2.9 if len(panels) > 1 else 5.0
-    width, height = side * len(panels), side * rows * aspect / columns
-    figure = Figure(figsize=(max(width, 4.5), height + 1.1), facecolor="black", layout="constrained")
+    width, height = max(side * len(panels), 4.5), side * rows * aspect / columns
+    longest = max((len(str(key.get_label())) for key in keys), default=0)
+    ncols = min(max(int(width / (0.65 + 0.085 * longest)), 1), 6)  # inches of a line and its text in the legend
+    figure = Figure(figsize=(width, height + 0.9 + 0.2 * -(-len(keys) // ncols)), facecolor="black",
+                    layout="constrained")
+    figure.legend(handles=keys, loc="outside lower center", ncols=ncols, fontsize=10, frameon=False, labelcolor="white")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.01)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, picture, truth, prediction) in zip(axes, panels, strict=True):
@@ -146,13 +158,20 @@ def _figure(panels: list[tuple], aspect: float, labels: Mapping[int, str]) -> Fi
 
 def _draw(axis: Axes, mask: np.ndarray, labels: Mapping[int, str], is_truth: bool) -> None:
     for number, label in enumerate(labels):
-        inside = np.pad(mask == label, 1)  # closed contours at the border
+        inside = np.pad(_with_enclosed(mask, label, labels), 1)  # closed contours at the border
         if inside.any():
             rows, columns = (np.arange(-1, size + 1) for size in mask.shape)
-            axis.contour(columns, rows, inside, levels=[0.5], colors=[_colour(labels, number, is_truth)],
-                         **_line(is_truth))
+            lines = axis.contour(columns, rows, inside, levels=[0.5], colors=[_colour(labels, number, is_truth)],
+                                 **_line(is_truth))
+            lines.set_path_effects([withStroke(linewidth=2.8, foreground="black", alpha=0.6)])
     axis.set_xlim(-0.5, mask.shape[1] - 0.5)
     axis.set_ylim(mask.shape[0] - 0.5, -0.5)
+
+
+def _with_enclosed(mask: np.ndarray, label: int, labels: Mapping[int, str]) -> np.ndarray:
+    """A structure and the others inside it, such as the cup in the rim: their own contours show the border."""
+    inside = mask == label
+    return inside | (binary_fill_holes(inside) & np.isin(mask, list(labels)))
 
 
 def _colour(labels: Mapping[int, str], number: int, is_truth: bool) -> str:

@@ -1,4 +1,4 @@
-"""Overlay pictures of what an evaluator predicts, for scans without a truth."""
+"""Overlay pictures of what an evaluator predicts, for scans and photographs without a truth."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
+
+from common.data.check import read_volume
+from common.data.dataset import file_stem
+from common.data.photograph import is_photograph
 
 from .overlay import save_overlay
 
@@ -16,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class OverlayHandler:
-    """Write ``overlay_<case>.png`` for every volume an inference evaluator has segmented.
+    """Write ``overlay_<case>.png`` for every image an inference evaluator has segmented.
 
     Args:
         output_dir: folder of the pictures.
@@ -33,9 +36,11 @@ class OverlayHandler:
     def __call__(self, engine: Engine) -> None:
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             source = Path(case["image"].meta["filename_or_obj"])
-            image = nib.load(source)  # the file itself: the batch holds what the network saw
-            name = source.name.split(".nii")[0]
+            image, affine = read_volume(str(source))  # the file itself: the batch holds what the network saw
+            name = file_stem(source.name)
             file = self.output_dir / f"overlay_{name}.png"
             prediction = np.asarray(output["pred"])[0]
-            save_overlay(file, np.asarray(image.dataobj), None, prediction, self.labels, image.affine, name)
+            if is_photograph(source):
+                prediction = prediction.T[..., None]  # MONAI reads photographs with x first, read_volume with y
+            save_overlay(file, image, None, prediction, self.labels, affine, name)
             logger.info("picture: %s", file)

@@ -18,3 +18,13 @@ def test_volume_counts_passes_and_compares_equal_results(tmp_path, capsys):
 def test_unknown_name_lists_the_known():
     with pytest.raises(SystemExit, match="volume"):
         bench("nothing")
+
+
+def test_contrast_compares_equal_gradients_and_counts_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.bench.contrast.PIXELS", 512)
+    bench("contrast", repeats=1, output=str(tmp_path / "figures.json"))
+    loss, step = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert loss["largest difference of the gradient"] < 1e-4
+    # the gradient is held, N x A floats, and no N x C x A x A array ever is
+    assert 512 * 32 * 4 <= loss["extra peak MiB"] * 2**20 < 512 * 3 * 32 * 32 * 4
+    assert 0 <= step["share of the term"] < 1

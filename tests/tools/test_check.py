@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from common.data.write import Case, write_dataset
 from tools import check as module
 from tools.check import check
 
@@ -40,6 +41,41 @@ def test_summary(bundle, folder, capsys):
         "  training    2 images of 2 cases", "  validation  1 images of 1 cases",
         "  label 1     liver: in 3 images", "  label 2     spleen: in 1 images", "  shape       6 x 5 x 4-6",
         "  spacing     0.5 x 0.5 x 1-3"]
+
+
+def test_domains_are_counted(bundle, folder, capsys):
+    file = folder / "dataset.json"
+    content = json.loads(file.read_text())
+    for item, domain in zip(content["training"] + content["validation"], ("east", "west", "east"), strict=True):
+        item["domain"] = domain
+    file.write_text(json.dumps(content))
+    check(bundle, str(folder))
+    assert "\n  domain      east: 1 training, 1 validation\n  domain      west: 1 training\n" in capsys.readouterr().out
+    del content["training"][1]["domain"]
+    file.write_text(json.dumps(content))
+    check(bundle, str(folder))
+    assert "\n  domain      (no domain): 1 training\n" in capsys.readouterr().out
+
+
+def test_photographs(bundle, tmp_path, capsys):
+    write_photographs(tmp_path / "eyes")
+    file = module.BUNDLES / bundle / "configs" / "metadata.json"
+    assert "expected a grey image (1 channel), found a colour image (3 channels)" in exit_of(bundle,
+                                                                                             str(tmp_path / "eyes"))
+    file.write_text(file.read_text().replace('"num_channels": 1', '"num_channels": 3'))
+    check(bundle, str(tmp_path / "eyes"))
+    assert capsys.readouterr().out.splitlines() == [
+        f"eyes: no problem found in {tmp_path / 'eyes'}", "  training    2 images of 2 cases",
+        "  domain      east: 1 training", "  domain      west: 1 training", "  label 1     disc: in 2 images",
+        "  shape       8 x 6-7 x 1", "  spacing     none (photographs: distances are in pixels)"]
+
+
+def write_photographs(folder):
+    cases = []
+    for i, domain in enumerate(("east", "west")):
+        image = np.random.default_rng(i).integers(0, 256, (8, 6 + i, 3), dtype=np.uint8)
+        cases.append(Case(f"c{i}", image, (image[..., 0] > 99).astype(np.uint8), domain=domain))
+    write_dataset(folder, "eyes", {"0": "photograph"}, {1: "disc"}, training=cases)
 
 
 def exit_of(*args):

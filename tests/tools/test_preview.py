@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from common.data.write import Case, write_dataset
 from tools import preview as module
 from tools import sample as sample_module
 from tools.preview import preview
@@ -84,6 +85,23 @@ def test_a_colour_volume_and_one_of_two_channels(home, tmp_path):
         file.write_text(f'{text[:start]}"modality": {{{modality}{text[end:]}')
         preview("tiny_preview", output=str(tmp_path / str(channels)), cases=2)
         assert len(list((tmp_path / str(channels)).glob("*.png"))) == 2
+
+
+def test_photographs_in_colour_and_in_grey(home, tmp_path):
+    colour, label = np.full((20, 30, 3), (0, 200, 0), np.uint8), np.zeros((20, 30), np.uint8)
+    colour[:2], label[5:15, 5:15] = 255, 1  # white: the whole range
+    colour[2:4] = 0
+    cases = [Case("green", colour, label, domain="east"), Case("grey", colour[..., 0], label, domain="west")]
+    write_dataset(tmp_path / "set", "eyes", {"0": "photograph"}, {1: "disc"}, training=cases)
+    preview("tiny_preview", str(tmp_path / "set"), str(tmp_path / "out"))
+    green, grey = (imread(tmp_path / "out" / f"{name}.png")[..., :3] for name in ("green", "grey"))
+    assert ((green[..., 1] - green[..., 0]) > 0.6).mean() > 0.2
+    coloured = (np.ptp(grey, axis=2) > 0.3).mean()
+    assert 0 < coloured < 0.1  # the contour alone
+    assert green.shape[1] > green.shape[0]  # first axis down: wider than high
+    (tmp_path / "set" / "images" / "grey.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match="grey.png: expected a readable image"):
+        preview("tiny_preview", str(tmp_path / "set"), str(tmp_path / "out2"))
 
 
 @pytest.mark.parametrize("options, message", [

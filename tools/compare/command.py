@@ -97,7 +97,7 @@ def _dataset(dataset_dir: str) -> Dataset:
     """The data set, checked once here and not first by the first run."""
     try:
         dataset = read_dataset(dataset_dir)
-        check_dataset(dataset, channels=len(dataset.modality))
+        check_dataset(dataset, channels=dataset.channels)
     except DataError as error:
         raise SystemExit(str(error)) from error
     return dataset

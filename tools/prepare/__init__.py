@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.data.dataset import DataError
-from tools.prepare import chaos, mscmr, synapse
+from tools.prepare import chaos, fundus, mscmr, prostate, synapse
 from tools.prepare.recipe import run
 
 __all__ = ["RECIPES", "prepare"]
 
-RECIPES = {"chaos": chaos.RECIPE, "mscmr": mscmr.RECIPE, "synapse": synapse.RECIPE}
+RECIPES = {"chaos": chaos.RECIPE, "fundus": fundus.RECIPE, "mscmr": mscmr.RECIPE, "prostate": prostate.RECIPE,
+           "synapse": synapse.RECIPE}
 
 
 def prepare(name: str, source: str, output: str) -> None:
     """Turn a public data set, as its users download it, into a folder that the bundles train on.
 
     Args:
-        name: chaos, mscmr or synapse.
+        name: one of ``RECIPES``.
         source: the unpacked download; never written to.
         output: folder to create, for ``--dataset_dir``.
 

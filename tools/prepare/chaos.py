@@ -45,8 +45,9 @@ def find(source: Path) -> tuple[list[Scan], list[str]]:
         missing = [part for part in ("DICOM_anon", "Ground") if not (folder / part).is_dir()]
         problems += [f"{folder}: expected the folder {part}, found none; unpack the download again" for part in missing]
         if not missing:
-            scans.append(Scan(int(folder.parent.name), folder / "DICOM_anon", folder / "Ground"))
-    return sorted(scans, key=lambda scan: scan.number), problems
+            name = f"chaos_t2_{int(folder.parent.name):02d}"
+            scans.append(Scan(name, folder / "DICOM_anon", folder / "Ground"))
+    return sorted(scans, key=lambda scan: scan.name), problems
 
 
 def read(scan: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -138,10 +139,9 @@ def _stack(scan: Scan, slices: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.
 
 RECIPE = Recipe(
     name="chaos_t2",
-    digits=2,
     modality={"0": "T2-SPIR MRI"},
     labels=LABELS,
-    scans=20,
+    scans={(None, "training"): 20},
     about={
         "description": "CHAOS T2-SPIR abdominal MRI; folds: five contiguous blocks in the order of the numbers",
         "reference": "Kavur et al., CHAOS Challenge, Medical Image Analysis 69 (2021); doi 10.5281/zenodo.3362844",

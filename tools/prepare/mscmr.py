@@ -38,7 +38,8 @@ def find(source: Path) -> tuple[list[Scan], list[str]]:
                 for n in sorted(set(images) - set(masks)) if n <= PATIENTS]
     problems += [f"{masks[n]}: expected patient{n}_C0.nii.gz below {source}, found none; copy it there"
                  for n in sorted(set(masks) - set(images))]
-    return [Scan(n, images[n], masks[n]) for n in sorted(set(images) & set(masks))], problems
+    numbers = sorted(set(images) & set(masks))
+    return [Scan(f"mscmr_c0_{n:02d}", images[n], masks[n]) for n in numbers], problems
 
 
 def read(scan: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,10 +65,9 @@ def _by_number(source: Path, pattern: str) -> dict[int, Path]:
 
 RECIPE = Recipe(
     name="mscmr_c0",
-    digits=2,
     modality={"0": "bSSFP MRI"},
     labels=LABELS,
-    scans=PATIENTS,
+    scans={(None, "training"): PATIENTS},
     about={
         "description": "MS-CMRSeg 2019 short-axis bSSFP MRI; folds: five contiguous blocks in the order of the numbers",
         "reference": "Zhuang, Multivariate mixture model for myocardial segmentation, IEEE TPAMI 41 (2019)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +18,7 @@ from monai.transforms import Compose, ResizeWithPadOrCrop, Spacing
 from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
-from common.data.dataset import DataError
+from common.data.dataset import SPLITS, DataError
 from common.data.write import Case, write_dataset
 
 __all__ = ["Bad", "Recipe", "Scan", "class_numbers", "five_blocks", "onto_grid", "read_nifti", "run"]
@@ -33,11 +34,21 @@ class Bad(Exception):
 
 @dataclass(frozen=True)
 class Scan:
-    """Where a scan lies: its number, its image (a file or a folder) and its label (likewise)."""
+    """One scan or photograph.
 
-    number: int
+    Args:
+        name: case id.
+        image: a file or a folder.
+        label: likewise.
+        split: ``training`` or ``validation``.
+        domain: the centre or scanner, in a set of several.
+    """
+
+    name: str
     image: Path
     label: Path
+    split: str = "training"
+    domain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,32 +56,36 @@ class Recipe:
     """One public data set.
 
     Args:
-        name: name of the prepared set, and the beginning of its case ids.
-        digits: digits of the number in a case id.
+        name: name of the prepared set.
         modality: channel number to name.
         labels: class number to name.
-        scans: how many labelled scans the publishers give; another count warns.
+        scans: how many labelled scans the publishers give, by domain (None: the set has none) and split; another count
+            warns.
         about: ``description``, ``reference`` and ``licence`` for dataset.json.
         layout: where the scans lie below the source folder, for the error when none does.
         find: from the source folder to the scans, in the order of their numbers, and lines on what is missing.
         read: from a scan to its image, label (class numbers) and 4 x 4 affine (millimetres, RAS+); raises :class:`Bad`.
-        preprocess: from image and label, each ``(1, *spatial)`` with an affine, to the same, ready.
+        preprocess: from image and label, each ``(1, *spatial)`` with an affine, to the same, ready; None leaves them.
+        doubts: what looks unusual about an image and its label, one text for each; it only warns.
     """
 
     name: str
-    digits: int
     modality: dict[str, str]
     labels: dict[int, str]
-    scans: int
+    scans: dict[tuple[str | None, str], int]
     about: dict[str, str]
     layout: str
     find: Callable[[Path], tuple[list[Scan], list[str]]]
     read: Callable[[Scan], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    preprocess: Callable[[MetaTensor, MetaTensor], tuple[MetaTensor, MetaTensor]]
+    preprocess: Callable[[MetaTensor, MetaTensor], tuple[MetaTensor, MetaTensor]] | None = None
+    doubts: Callable[[np.ndarray, np.ndarray], list[str]] | None = None
 
 
 def run(recipe: Recipe, source: Path, output: Path) -> Path:
     """Prepare one data set; nothing is written when anything is wrong with it.
+
+    A set without domains gets ``folds``, five contiguous blocks of its training scans; of one with domains, each domain
+    is left out in turn.
 
     Raises:
         DataError: with one line for every bad file of every scan.
@@ -81,13 +96,21 @@ def run(recipe: Recipe, source: Path, output: Path) -> Path:
     scans, problems = recipe.find(source)
     if not scans:
         raise DataError.of(problems or [f"no scan was found; expected {recipe.layout}"], str(source))
-    if len(scans) != recipe.scans:
-        text = f"{source}: expected {recipe.scans} scans, found {len(scans)}; is the download whole?"
-        warnings.warn(text, stacklevel=2)
-    names = {scan.number: f"{recipe.name}_{scan.number:0{recipe.digits}d}" for scan in scans}
-    cases = _cases(recipe, scans, names, problems, source)
-    return write_dataset(output, recipe.name, recipe.modality, recipe.labels, training=cases,
-                         folds=five_blocks(list(names.values())), extra=recipe.about)
+    found = Counter((scan.domain, scan.split) for scan in scans)
+    odd = [f"{f'{domain}, {split}: ' if domain else ''}expected {count} scans, found {found[domain, split]}"
+           for (domain, split), count in recipe.scans.items() if found[domain, split] != count]
+    if odd:
+        warnings.warn(f"{source}: {'; '.join(odd)}; is the download whole?", stacklevel=2)
+    scans = sorted(scans, key=lambda scan: SPLITS.index(scan.split))
+    doubts: list[str] = []
+    cases = {split: _cases(recipe, scans, split, problems, doubts, source) for split in ("training", "validation")}
+    blocks = five_blocks([scan.name for scan in scans if scan.split == "training" and scan.domain is None])
+    try:
+        return write_dataset(output, recipe.name, recipe.modality, recipe.labels, **cases, folds=blocks,
+                             extra=recipe.about)
+    finally:
+        if doubts:
+            warnings.warn("\n  ".join([f"unusual data in {source}, used as it is:", *doubts]), stacklevel=2)
 
 
 def five_blocks(names: list[str]) -> list[list[str]]:
@@ -168,22 +191,28 @@ def read_nifti(scan: Scan, values: dict[int, int]) -> tuple[np.ndarray, np.ndarr
     return image, class_numbers(label, values, scan.label), affine
 
 
-def _cases(recipe: Recipe, scans: list[Scan], names: dict[int, str], problems: list[str],
+def _cases(recipe: Recipe, scans: list[Scan], split: str, problems: list[str], doubts: list[str],
            source: Path) -> Iterator[Case]:
-    """The prepared cases one by one; after the first bad scan the rest is only checked."""
-    for scan in tqdm(scans, desc=f"preparing {recipe.name}", unit="scan", disable=None):
+    """The prepared cases of a split one by one; after the first bad scan the rest of all splits is only checked."""
+    chosen = [scan for scan in scans if scan.split == split]
+    for scan in tqdm(chosen, desc=f"preparing {recipe.name}, {split}", unit="scan", disable=None if chosen else True):
         try:
             image, label, affine = recipe.read(scan)
         except Bad as error:
-            problems += [f"{names[scan.number]}, {line}" for line in error.lines]
+            problems += [f"{scan.name}, {line}" for line in error.lines]
+            continue
+        if recipe.doubts:
+            doubts += [f"{scan.name}, {scan.image}: {text}" for text in recipe.doubts(image, label)]
         if not problems:
-            yield _prepared(recipe, names[scan.number], image, label, affine)
-    if problems:
+            yield _prepared(recipe, scan, image, label, affine)
+    if problems and split == scans[-1].split:
         raise DataError.of(problems, str(source))
 
 
-def _prepared(recipe: Recipe, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> Case:
+def _prepared(recipe: Recipe, scan: Scan, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> Case:
+    if recipe.preprocess is None:
+        return Case(scan.name, image, label, affine, scan.domain)
     pair: list[Any] = [MetaTensor(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))[None],
                                   affine=torch.as_tensor(affine, dtype=torch.float64)) for array in (image, label)]
     ready, truth = recipe.preprocess(*pair)
-    return Case(name, ready[0].numpy(), truth[0].numpy(), ready.affine.numpy())
+    return Case(scan.name, ready[0].numpy(), truth[0].numpy(), ready.affine.numpy(), scan.domain)

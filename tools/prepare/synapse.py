@@ -38,7 +38,8 @@ def find(source: Path) -> tuple[list[Scan], list[str]]:
                 for n in sorted(set(images) - set(masks))]
     problems += [f"{masks[n]}: expected img{n:04d}.nii.gz in Training/img, found none; copy it there"
                  for n in sorted(set(masks) - set(images))]
-    return [Scan(n, images[n], masks[n]) for n in sorted(set(images) & set(masks))], problems
+    numbers = sorted(set(images) & set(masks))
+    return [Scan(f"synapse_{n:02d}", images[n], masks[n]) for n in numbers], problems
 
 
 def read(scan: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,10 +69,9 @@ def _by_number(source: Path, kind: str) -> dict[int, Path]:
 
 RECIPE = Recipe(
     name="synapse",
-    digits=2,
     modality={"0": "CT"},
     labels=LABELS,
-    scans=30,
+    scans={(None, "training"): 30},
     about={
         "description": "Synapse abdominal CT (BTCV); folds: five contiguous blocks in the order of the numbers",
         "reference": "Landman et al., Multi-Atlas Labeling Beyond the Cranial Vault, MICCAI 2015; Synapse syn3193805",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from monai.data import CacheDataset
 from torch.utils.data import Dataset
 
-from common.data import DataError, check_dataset, read_dataset
+from common.data import DataError, check_dataset, natural_key, read_dataset
 
 from .sample import generate_sample_data
 from .superpixels import Superpixels
@@ -131,7 +130,7 @@ def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list
         supports = read_dataset(folder).training if folder.is_dir() else dataset.training[:1]
         training = [item for item in dataset.training if item not in supports]
         return training, list(dataset.validation), supports
-    scans = {item["case"]: item for item in sorted(dataset.training, key=lambda item: _natural(item["case"]))}
+    scans = {item["case"]: item for item in sorted(dataset.training, key=lambda item: natural_key(item["case"]))}
     folds = dataset.folds or [list(block) for block in np.array_split(np.array(list(scans)), min(FOLDS, len(scans)))]
     if not 0 <= fold < len(folds) or len(scans) < 3:
         raise DataError(
@@ -147,7 +146,7 @@ def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list
 
 def _choose_supports(folds: list[list[str]], fold: int, others: list[str], support: str) -> list[str]:
     if support == "next_scan":
-        return [next((case for case in others if _natural(case) > _natural(folds[fold][-1])), others[0])]
+        return [next((case for case in others if natural_key(case) > natural_key(folds[fold][-1])), others[0])]
     if support in ("first", "last"):
         return [others[0] if support == "first" else others[-1]]
     if support in others:
@@ -157,11 +156,6 @@ def _choose_supports(folds: list[list[str]], fold: int, others: list[str], suppo
     raise DataError(
         f"support {support!r}: expected next_scan, first, last, a number, or a case outside fold {fold}: {others}."
     )
-
-
-def _natural(case: str) -> list:
-    """Sort key that puts ``scan_2`` before ``scan_10``."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", case)]
 
 
 def slices(volume: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from monai.inferers import SliceInferer
 from monai.transforms import MapTransform
 from torch import nn
 
-from common.data import DataError, check_cases, check_dataset, read_dataset
+from common.data import DataError, check_dataset, read_dataset
 
 from .data import load_scan
 from .network import FewShotNetwork
@@ -206,26 +206,3 @@ class CheckQueryd(MapTransform):
 def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, (1, 99))
     return float(low), float(high)
-
-
-def list_queries(dataset_dir: str, images: str | Sequence[str] | None = None) -> list[dict[str, str]]:
-    """The volumes to segment, checked: ``images`` (a file, a folder, a list), or dataset.json's validation and test.
-
-    Raises:
-        DataError: no image, or damaged ones; all of them in one error.
-    """
-    if images is None:
-        dataset = read_dataset(dataset_dir)
-        cases = [{"image": item["image"], "case": item["case"]} for item in dataset.validation + dataset.test]
-    else:
-        paths = [images] if isinstance(images, str) else list(images)
-        files = [
-            file for path in map(Path, paths) for file in (sorted(path.glob("*.nii*")) if path.is_dir() else [path])
-        ]
-        cases = [{"image": str(file), "case": file.name.split(".nii")[0]} for file in files]
-    if not cases:
-        raise DataError(
-            f"no image to segment: expected NIfTI files in {images or dataset_dir}; set images or dataset_dir."
-        )
-    check_cases(cases, {})
-    return cases

@@ -11,7 +11,7 @@ from monai.handlers import CheckpointLoader
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd, Resized
 
 from apscl_fewshot.heads import ADNetHead, PANetHead
-from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer, list_queries
+from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer
 from apscl_fewshot.protocol import SupportBank, embed_slices, segment
 from common.data import DataError
 
@@ -196,21 +196,3 @@ def test_a_query_that_is_no_volume_of_finite_values_is_refused_by_name(support, 
     item = LoadImaged("image")({"image": str(tmp_path / "query.nii.gz")})
     with pytest.raises(DataError, match="query.nii.gz: expected (finite values|a volume of three axes), found"):
         CheckQueryd("image", support)(item)
-
-
-def test_the_list_of_queries(folder, tmp_path, write_scans):
-    files = sorted((folder / "images").iterdir())
-    expected = [{"image": str(file), "case": file.name.removesuffix(".nii.gz")} for file in files]
-    assert list_queries("unused", str(folder / "images")) == expected
-    assert list_queries("unused", [str(file) for file in files]) == expected
-    assert list_queries("unused", str(files[1])) == expected[1:]
-    other = write_scans(tmp_path / "set", ["a"], validation=["b"], test=["c"])
-    assert [item["case"] for item in list_queries(str(other))] == ["b", "c"]
-    with pytest.raises(DataError, match="no image to segment: expected NIfTI files in"):
-        list_queries(str(folder))  # it has neither list
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no image to segment.*empty; set images or dataset_dir"):
-        list_queries("unused", str(tmp_path / "empty"))
-    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"(?s)2 problems.*broken.*missing"):
-        list_queries("unused", [str(tmp_path / "broken.nii.gz"), str(tmp_path / "missing.nii.gz")])

@@ -34,7 +34,7 @@ def pair(name, **more):
 def test_good_set(tmp_path):
     dataset = read_dataset(str(write(tmp_path)))
     assert (dataset.directory, dataset.name, dataset.modality) == (tmp_path, "toy", {"0": "MRI"})
-    assert dataset.labels == {1: "liver", 3: "spleen"}
+    assert dataset.labels == {1: "liver", 3: "spleen"} and dataset.channels is None
     assert dataset.training[0] == {"case": "a", "image": str(tmp_path / "images/a.nii.gz"),
                                    "label": str(tmp_path / "labels/a.nii.gz")}
     assert dataset.training[1] == {"case": "patient_b", "domain": "x", "image": str(tmp_path / "images/b.nii"),
@@ -42,6 +42,10 @@ def test_good_set(tmp_path):
     assert [item["case"] for item in dataset.validation] == ["c"]
     assert dataset.test == []
     assert dataset.folds == [["a"], ["patient_b"]]
+
+
+def test_several_entries_of_modality_are_channels(tmp_path):
+    assert read_dataset(write(tmp_path, modality={"0": "T1", "1": "T2"})).channels == 2
 
 
 def test_unlabelled_items_never_hold_a_label(tmp_path):
@@ -146,3 +150,22 @@ def test_missing_file_suggests_the_pairs_found(tmp_path):
 def test_missing_file_without_images_shows_the_form(tmp_path):
     (tmp_path / "dataset.json").write_text(suggested(tmp_path))
     assert len(read_dataset(tmp_path).training) == 1
+
+
+def test_missing_file_with_photographs_of_several_centres(tmp_path):
+    for name in ("images/east/01.jpg", "labels/east/01.png", "images/west/01.JPG", "labels/west/01.png",
+                 "images/west/02.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "dataset.json").write_text(suggested(tmp_path))
+    dataset = read_dataset(tmp_path)
+    assert dataset.modality == {"0": "photograph"}
+    assert [(x["case"], x["image"][-11:], x["label"][-11:]) for x in dataset.training] == [
+        ("east_01", "east/01.jpg", "east/01.png"), ("west_01", "west/01.JPG", "west/01.png")]
+    assert [x["case"] for x in dataset.unlabeled] == ["02"]
+
+
+@pytest.mark.parametrize("name", ["a.1.nii.gz", "a.1.nii", "x/a.1.png", "a.1.JPG", "a.1.jpeg"])
+def test_case_of_a_file(tmp_path, name):
+    item = {"image": name, "label": "l.png"}
+    assert read_dataset(write(tmp_path, training=[item], folds=[])).training[0]["case"] == "a.1"

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.data.check import check_dataset
+from common.data.check import check_dataset, read_volume
 from common.data.dataset import read_dataset
 from common.data.write import Case, atomic_folder, write_dataset
 
@@ -110,3 +110,65 @@ def test_every_problem_is_listed_and_nothing_written(tmp_path):
                  "folds: a is no case", "folds: twice is listed twice", "extra: 'labels'"):
         assert part in text, part
     assert text.count("\n") == 10 and list(tmp_path.iterdir()) == []
+
+
+# --- photographs ---------------------------------------------------------------------------------------------------
+
+
+def photograph(name, colour=True, label=True, **fields):
+    rng = np.random.default_rng(list(name.encode()))
+    image = rng.integers(0, 256, (7, 5, 3) if colour else (7, 5), dtype=np.uint8)
+    return Case(name, image, rng.integers(0, 3, (7, 5)) if label else None, **fields)
+
+
+def test_photographs_are_png_that_the_check_accepts(tmp_path):
+    cases = [photograph("a.1", domain="east"), photograph("b", domain="west")]
+    unlabelled = [photograph("e"), photograph("f", label=False)]
+    folder = write_dataset(tmp_path / "set", "set", {"0": "photograph"}, LABELS, training=cases, unlabeled=unlabelled,
+                           test=[photograph("d", label=False)], folds=[["a.1"], ["b"]])
+    assert sorted(everything(folder)) == ["dataset.json", *(f"images/{n}.png" for n in ("a.1", "b", "d", "e", "f")),
+                                          "labels/a.1.png", "labels/b.png"]
+    found = read_dataset(folder)
+    check_dataset(found, channels=3)
+    assert [item["case"] for item in found.training] == ["a.1", "b"] and found.folds == [["a.1"], ["b"]]
+    assert [item["domain"] for item in found.training] == ["east", "west"]
+    for item, case in zip(found.training, cases, strict=True):
+        np.testing.assert_array_equal(read_volume(item["image"])[0][:, :, 0], case.image)
+        np.testing.assert_array_equal(read_volume(item["label"])[0][:, :, 0], case.label)
+    assert json.loads((folder / "dataset.json").read_text())["tensorImageSize"] == "2D"
+
+
+def test_grey_photographs_are_rounded_and_the_same_bytes_each_time(tmp_path):
+    case = Case("a", np.array([[0.4, 254.6], [1.5, 3.0]]), np.array([[0, 1], [2, 0]]))
+    first, second = (write_dataset(tmp_path / name, "set", MODALITY, LABELS, training=[case]) for name in "xy")
+    assert everything(first) == everything(second)
+    check_dataset(read_dataset(first))
+    np.testing.assert_array_equal(read_volume(str(first / "images/a.png"))[0][..., 0], [[0, 255], [2, 3]])
+
+
+def test_volumes_stay_volumes(tmp_path):
+    three = Case("three_slices", np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8))
+    unlabelled = Case("unlabelled", np.zeros((4, 4, 3)))
+    folder = write_dataset(tmp_path / "set", "set", MODALITY, LABELS, training=[three], unlabeled=[unlabelled])
+    assert (folder / "images" / "three_slices.nii.gz").is_file()
+    assert json.loads((folder / "dataset.json").read_text())["tensorImageSize"] == "3D"
+
+
+def test_every_problem_of_photographs_is_listed(tmp_path):
+    blank = np.zeros((4, 4), np.uint8)
+    bad = [photograph("good"), Case("four", np.zeros((4, 4, 4)), blank), Case("size", np.zeros((4, 5, 3)), blank),
+           Case("place", blank, blank, AFFINE), case("volume"), Case("value", blank, blank + 3)]
+    with pytest.raises(ValueError) as caught:
+        write_dataset(tmp_path / "set", "set", MODALITY, LABELS, training=bad, folds=[["good"], ["zz"]])
+    text = str(caught.value)
+    for part in ("four (training): its image has the shape (4, 4, 4); a photograph has (H, W) or (H, W, 3)",
+                 "size (training): its label has the shape (4, 4), its image (4, 5, 3)",
+                 "place (training): it is a photograph, and PNG keeps no affine",
+                 "volume (training): it is a volume and the first case a photograph",
+                 "value (training): label values [3]", "folds: zz is no case"):
+        assert part in text, part
+    assert "good (" not in text and text.count("\n") == 6 and list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="PNG keeps as uint8, not int16"):
+        write_dataset(tmp_path / "set", "set", MODALITY, LABELS, training=[photograph("a")], dtype=np.int16)
+    with pytest.raises(ValueError, match="it is a photograph and the first case a volume"):
+        write_dataset(tmp_path / "set", "set", MODALITY, LABELS, training=[case("a"), photograph("b")])

@@ -73,6 +73,34 @@ def test_volumes_have_no_meaning_in_2d():
     assert row["dice"] == 1 and math.isnan(row["truth_ml"])
 
 
+def test_pixels_stand_in_the_names_of_the_columns():
+    millimetres = score_structure(box((2, 2), (3, 3), (12, 10)), box((5, 6), (6, 7), (12, 10)), (1, 1))
+    pixels = score_structure(box((2, 2), (3, 3), (12, 10)), box((5, 6), (6, 7), (12, 10)), (1, 1), unit="px")
+    assert pixels["hd95_px"] == pixels["asd_px"] == pixels["asd_px_found_only"] == pytest.approx(5)
+    assert [key.replace("_px", "_mm") for key in pixels] == list(millimetres)
+    assert not any("_mm" in key for key in pixels) and not any("_px" in key for key in millimetres)
+    missed = score_structure(box((0, 0), (0, 0), (3, 4)), box((1, 1), (2, 2), (3, 4)), (1, 1), unit="px")
+    assert missed["hd95_px"] == missed["asd_px"] == 5 and math.isnan(missed["hd95_px_found_only"])
+    volume = score_structure(np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, 1, 1), unit="px")
+    assert volume["truth_voxels"] == 8 and math.isnan(volume["truth_ml"])
+    with pytest.raises(ValueError, match="unit: expected one of mm, px, found cm"):
+        score_structure(np.eye(3), np.eye(3), (1, 1), unit="cm")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_directed_distance_goes_from_the_prediction_to_the_truth(seed):
+    noise = np.random.default_rng(seed).normal(size=(2, 20, 24))
+    truth, prediction = (ndimage.gaussian_filter(field, 2) > 0.02 for field in noise)
+    there, back = directed(prediction, truth, (1, 1)), directed(truth, prediction, (1, 1))
+    assert abs(there.mean() - back.mean()) > 0.01  # otherwise the test says nothing
+    row = score_structure(prediction, truth, (1, 1), unit="px", symmetric=False)
+    assert row["asd_px"] == pytest.approx(there.mean(), rel=1e-5)
+    # the larger of the two directions, as ever
+    assert row["hd95_px"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5)
+    assert row["asd_px_found_only"] == row["asd_px"]
+    assert row["dice"] == score_structure(prediction, truth, (1, 1), unit="px")["dice"]
+
+
 @pytest.mark.parametrize(("shape", "spacing"), [((3, 3), (1, 1, 1)), ((3, 3, 3), (1, 1)), ((3, 3, 3), (1, 0, 1))])
 def test_bad_input_is_refused(shape, spacing):
     with pytest.raises(ValueError, match="one shape and a positive spacing"):
@@ -129,6 +157,20 @@ def test_table_of_a_structure_that_is_never_there_and_of_nothing():
     rows = case_rows("a", np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), {1: "liver"}, (1, 1, 1))
     assert "| liver     | -    | -       |" in format_table(summarise(rows))
     assert summarise([]) == [] and format_table([]).startswith("| Dice")
+
+
+def test_the_table_has_the_unit_of_the_rows(rows):
+    maps = [np.zeros((8, 8), dtype=int) for _ in range(2)]
+    maps[0][2, 2], maps[1][2, [5, 7]] = 1, 1
+    photographs = case_rows("a", *maps, {1: "disc"}, (1, 1), unit="px", symmetric=False, domain="east")
+    summary = summarise(photographs, by=("domain", "structure"))
+    assert summary[0]["asd_px_mean"] == 3 and photographs[0]["domain"] == "east"
+    lines = format_table(summary).splitlines()
+    assert "| HD95 px | HD95 px, found only | ASD px |" in lines[0] and "mm" not in lines[0]
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
+        "east", "disc", "0.000", "4.9", "4.9", "3.0", "1", "0", "0", "0"]
+    with pytest.raises(ValueError, match="distances in one unit, found mm and px"):
+        summarise([*rows, *photographs])
 
 
 def test_csv(rows, tmp_path):

@@ -1,10 +1,12 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from common.report import save_overlay
-from common.report.overlay import _choose, _headline, _panels
+from common.report.overlay import _checked, _choose, _figure, _headline, _panels
 
 # A patient in RAS+, 1 x 1 x 4 mm: a bright sheet on the left, a label at the back, higher slices brighter.
 SIZE = (20, 30, 6)
@@ -80,6 +82,57 @@ def test_colour_photographs_several_structures_and_no_truth(tmp_path):
     save_overlay(tmp_path / "a.png", photograph, None, labels, {1: "disc", 2: "cup"})
     picture = imread(tmp_path / "a.png")
     assert picture.shape[1] >= picture.shape[0] * 0.8 and picture[..., :3].std() > 0.1
+
+
+def test_a_photograph_as_it_is_read_is_drawn_first_axis_down():
+    photograph = np.random.default_rng(0).uniform(0, 1, (20, 30, 1, 3))
+    photograph[0, 0], photograph[1, 1] = 0, 1  # the whole range, so that nothing is stretched
+    truth = np.zeros((20, 30, 1), dtype=int)
+    truth[2:5, 20:29] = 1
+    for affine in (np.eye(4), None):
+        panels, aspect = _panels(*_checked(photograph, truth, None), affine, 5)
+        ((name, picture, drawn, none),) = panels
+        assert name == "" and aspect == 1 and none is None
+        np.testing.assert_allclose(picture, photograph[:, :, 0], atol=1e-6)
+        np.testing.assert_array_equal(drawn, truth[..., 0])
+    grey, _ = _panels(*_checked(photograph[..., 0], None, truth), np.eye(4), 5)
+    assert grey[0][1].shape == (20, 30)
+    # one slice with a place in the patient is turned as all volumes are
+    turned, _ = _panels(*_checked(photograph[..., 0], None, truth), np.diag([0.5, 0.5, 4, 1]), 5)
+    assert turned[0][0] == "axial 1/1" and turned[0][1].shape == (30, 20)
+
+
+def contours(figure):
+    """The paths drawn, by colour: number of closed lines, and their extent in columns and rows."""
+    found = {}
+    for collection in figure.axes[0].collections:
+        lines = [line for line in collection.get_paths()[0].to_polygons(closed_only=False) if len(line)]
+        found[to_hex(collection.get_edgecolor()[0])] = [(np.ptp(line, axis=0) + 0.5).astype(int).tolist()
+                                                        for line in lines]
+    return found
+
+
+def test_a_structure_is_drawn_without_the_border_that_it_shares_with_one_inside():
+    label = np.zeros((40, 40), dtype=int)
+    label[5:35, 5:35], label[10:20, 10:20], label[25:30, 25:30] = 1, 2, 0  # rim, cup, and a hole that is background
+    panels = [("", np.zeros((40, 40)), label, None)]
+    figure = _figure(panels, 1.0, {1: "rim", 2: "cup"}, [])
+    rim, cup = contours(figure).values()
+    assert sorted(rim) == [[5, 5], [30, 30]] and cup == [[10, 10]]
+    (rim,) = contours(_figure(panels, 1.0, {1: "rim"}, [])).values()  # the cup is not drawn: its border is kept
+    assert sorted(rim) == [[5, 5], [10, 10], [30, 30]]
+
+
+def test_long_names_fit_the_width_of_the_picture(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    names = {1: "optic disc rim (the disc without the cup)", 2: "optic cup"}
+    save_overlay(tmp_path / "a.png", np.zeros((30, 30)), np.eye(30), np.eye(30), names)
+    save_overlay(tmp_path / "b.png", np.zeros((30, 30, 9)), np.ones((30, 30, 9)), None, {1: "rim", 2: "cup"})
+    for figure in figures:
+        figure.canvas.draw()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
 
 
 def test_headline():

@@ -1,0 +1,37 @@
+"""The images that an inference is asked to segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .check import check_cases
+from .dataset import DataError, file_stem, read_dataset
+
+SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
+
+
+def list_images(dataset_dir: str, images: str | Sequence[str] | None = None, channels: int = 1) -> list[dict[str, str]]:
+    """Checked items ``{"image", "case"}``: ``images`` (a file, a folder, a list), or dataset.json's validation and test.
+
+    Raises:
+        DataError: no image, or damaged ones; all of them in one error.
+    """
+    if images is None:
+        dataset = read_dataset(dataset_dir)
+        cases = [{"image": item["image"], "case": item["case"]} for item in dataset.validation + dataset.test]
+    else:
+        paths = [Path(images)] if isinstance(images, str) else [Path(image) for image in images]
+        files = [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
+        cases = [{"image": str(file), "case": file_stem(file.name)} for file in files]
+    if not cases:
+        raise DataError(
+            f"no image to segment: expected NIfTI, PNG or JPEG files in {images or dataset_dir}; set images or "
+            "dataset_dir."
+        )
+    check_cases(cases, {}, channels=channels)
+    return cases
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.name.lower().endswith(SUFFIXES)]

@@ -1,0 +1,45 @@
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data import DataError, list_images, write_dataset
+from common.data.write import Case
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set whose validation and test hold a case each."""
+    rng = np.random.default_rng(0)
+    cases = {name: Case(name, rng.integers(0, 9, (4, 5, 3)), np.ones((4, 5, 3), np.uint8)) for name in "abc"}
+    splits = {"training": [cases["a"]], "validation": [cases["b"]], "test": [cases["c"]]}
+    return write_dataset(tmp_path / "set", "set", {"0": "MRI"}, {1: "box"}, **splits)
+
+
+def test_a_folder_a_list_and_a_file(folder):
+    files = sorted((folder / "images").iterdir())
+    expected = [{"image": str(file), "case": file.name.removesuffix(".nii.gz")} for file in files]
+    assert list_images("unused", str(folder / "images")) == expected and len(expected) == 3
+    assert list_images("unused", [str(file) for file in files]) == expected
+    assert list_images("unused", str(files[1])) == expected[1:2]
+
+
+def test_without_images_those_of_the_data_set_that_did_not_train(folder):
+    assert [item["case"] for item in list_images(str(folder))] == ["b", "c"]
+
+
+def test_photographs_and_other_files_of_a_folder(tmp_path):
+    for name in ("x.y.png", "b.JPG"):
+        Image.fromarray(np.random.default_rng(1).integers(0, 255, (6, 7, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [item["case"] for item in list_images("unused", str(tmp_path), channels=3)] == ["b", "x.y"]
+
+
+def test_nothing_to_segment_and_all_damaged_files_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image to segment: expected NIfTI.*empty; set images or dataset_dir"):
+        list_images("unused", str(tmp_path / "empty"))
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    nib.save(nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2), np.eye(4)), tmp_path / "fine.nii.gz")
+    with pytest.raises(DataError, match=r"(?s)2 problems.*broken.*missing"):
+        list_images("unused", [str(tmp_path / name) for name in ("broken.nii.gz", "fine.nii.gz", "missing.nii.gz")])
