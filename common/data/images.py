@@ -12,7 +12,9 @@ SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
 
 
 def list_images(dataset_dir: str, images: str | Sequence[str] | None = None, channels: int = 1) -> list[dict[str, str]]:
-    """Checked items ``{"image", "case"}``: ``images`` (a file, a folder, a list), or dataset.json's validation and test.
+    """Checked items ``{"image", "case"}`` of ``images`` (a file, a folder, a list).
+
+    Without ``images`` they are those of dataset.json's ``validation`` and ``test``.
 
     Raises:
         DataError: no image, or damaged ones; all of them in one error.

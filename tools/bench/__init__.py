@@ -1,4 +1,4 @@
-"""``python -m tools bench NAME``: speed as ratios against a rival in the same run, the difference of results beside it."""
+"""``python -m tools bench NAME``: speed as ratios against a rival in the same run, with the error beside it."""
 
 from .command import bench
 

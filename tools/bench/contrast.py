@@ -92,8 +92,9 @@ def _share(repeats: int) -> dict:
     term = FeatureContrast(ClassStatistics(3, 32, groups=4), GaussianContrastiveLoss(TEMPERATURE), 3)
     network, best = UNet(), {"without": float("inf"), "with": float("inf")}
     segmentation = RegionLoss(DiceCELoss(sigmoid=True, squared_pred=True, batch=True), {"cup": [2], "disc": [1, 2]})
+    restoration = RestorationDecoder(domains=4)
     objectives = {
-        name: GeneralisationObjective(segmentation, SymmetricKLLoss(), RestorationDecoder(domains=4), own, log_every=10**9)
+        name: GeneralisationObjective(segmentation, SymmetricKLLoss(), restoration, own, log_every=10**9)
         for name, own in (("without", None), ("with", term))
     }
     for _ in range(repeats + 1):
@@ -101,5 +102,9 @@ def _share(repeats: int) -> dict:
             start = time.process_time()
             objective(network, batch)[1]["loss"].backward()
             best[name] = min(best[name], time.process_time() - start)
-    return {"part": "training step of 8 images of 96 x 96", "CPU s with": best["with"], "CPU s without": best["without"],
-            "share of the term": 1 - best["without"] / best["with"]}  # fmt: skip
+    return {
+        "part": "training step of 8 images of 96 x 96",
+        "CPU s with": best["with"],
+        "CPU s without": best["without"],
+        "share of the term": 1 - best["without"] / best["with"],
+    }
