@@ -1,0 +1,307 @@
+"""Which domains train and which is left out; images as tensors; batches that hold every domain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from common.data import DataError, check_dataset, natural_key, read_dataset
+
+from .regions import Regions
+from .sample import generate_sample_data
+
+logger = logging.getLogger(__name__)
+POLICIES = ("equal", "proportional")
+VALIDATION_SHARE = 5  # one of so many source cases validates, in a domain that dataset.json gives no validation case
+
+
+def read_datalist(
+    dataset_dir: str,
+    bundle_root: str,
+    regions: Mapping[str, Sequence[int]],
+    target_domain: str | None = None,
+    source_domains: Sequence[str] | None = None,
+    single_source: bool = False,
+    channels: int = 3,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Read, check and split a data set by domain; the sample data is generated when its folder is missing.
+
+    Labelled cases of the target domain, of every split, are ``test``: they are never trained on and never choose a
+    checkpoint.
+    Source cases of ``validation`` choose the checkpoint; a source domain without any gives every fifth of its training
+    cases, the last ones in natural order.
+
+    Args:
+        regions: name to label ids (see :class:`~sgcg_dg.regions.Regions`).
+        target_domain: the domain left out; null takes the last in alphabetical order, ``none`` leaves none out.
+        source_domains: the domains to train on; null takes all others.
+        single_source: train on one domain alone; amplitudes then come from other images of the same domain.
+        channels: channels of an image.
+        allow_missing: accept training cases that do not show every region.
+
+    Returns:
+        ``training``, ``validation``, ``test`` (items), ``domains`` (sources in alphabetical order), ``target`` and
+        ``labels`` (id to name).
+
+    Raises:
+        DataError: with every problem of the files at once; of files that can be read, with every problem of the regions
+            and of items without a domain; then with every problem of the choice of domains and of masks that lack one.
+    """
+    directory = Path(dataset_dir)
+    if directory.resolve() == (Path(bundle_root) / "sample_data").resolve() and not directory.exists():
+        logger.info("generating sample data in %s", directory)
+        generate_sample_data(directory)
+    dataset = read_dataset(directory)
+    facts = check_dataset(dataset, channels=channels)
+    problems = Regions.problems(regions, dataset.labels)
+    labelled = dataset.training + dataset.validation
+    problems += [f"{item['case']}: expected a \"domain\", found none; name the hospital or scanner it comes from"
+                 for item in labelled if "domain" not in item]  # fmt: skip
+    if problems:
+        raise DataError.of(problems, str(directory / "dataset.json"))
+    target, sources, problems = choose_domains(dataset, target_domain, source_domains, single_source)
+    kept = Regions(regions, dataset.labels)
+    if not allow_missing:
+        source_cases = {item["case"] for item in labelled if item["domain"] in sources}
+        for fact in facts["training"] + facts["validation"]:
+            if fact.case in source_cases:
+                problems += kept.missing(fact.case, fact.label_ids)
+    if problems:
+        raise DataError.of(problems, str(directory / "dataset.json"))
+    training, validation = _split(dataset, sources)
+    return {
+        "training": training,
+        "validation": validation,
+        "test": [item for item in labelled + _labelled_test(dataset) if item["domain"] == target],
+        "domains": sources,
+        "target": target,
+        "labels": dataset.labels,
+    }
+
+
+def choose_domains(
+    dataset: Any, target_domain: str | None, source_domains: Sequence[str] | None, single_source: bool
+) -> tuple[str | None, list[str], list[str]]:
+    """Target, sources, and one line for everything wrong with them."""
+    counts: dict[str, int] = {}
+    for item in dataset.training:
+        counts[item["domain"]] = counts.get(item["domain"], 0) + 1
+    everywhere = sorted({item["domain"] for item in dataset.training + dataset.validation})
+    target = everywhere[-1] if target_domain is None else target_domain
+    problems = []
+    targets = sorted({*everywhere, *(item["domain"] for item in _labelled_test(dataset))})
+    if target != "none" and target not in targets:
+        problems.append(f"target_domain: expected none or one of {', '.join(targets)}, found {target}")
+    sources = sorted(source_domains) if source_domains is not None else [name for name in sorted(counts)]
+    unknown = [name for name in sources if name not in counts]
+    if unknown:
+        problems.append(f"source_domains: expected some of {', '.join(sorted(counts))}, found {', '.join(unknown)}")
+    if source_domains is not None and target in sources:
+        problems.append(f"source_domains: expected domains other than the target {target}, found it among them")
+    sources = [name for name in sources if name in counts and name != target]
+    found = ", ".join(sources) or "none"
+    if not sources or (len(sources) == 1 and not single_source):
+        problems.append(f"domains: expected two or more to train on besides the target {target}, found {found}; add "
+                        "scans of another hospital, or set single_source to train on one")  # fmt: skip
+    if single_source and len(sources) > 1:
+        problems.append(f"domains: expected one to train on with single_source, found {found}; name it in "
+                        "source_domains")  # fmt: skip
+    problems += [f"domain {name}: expected two or more training images, found {counts[name]}; add some, or leave the "
+                 "domain out of source_domains" for name in sources if counts[name] < 2]  # fmt: skip
+    return (None if target == "none" else target), sources, problems
+
+
+def _labelled_test(dataset: Any) -> list[dict]:
+    return [item for item in dataset.test if "label" in item and "domain" in item]
+
+
+def _split(dataset: Any, sources: list[str]) -> tuple[list[dict], list[dict]]:
+    training, validation = [], []
+    for name in sources:
+        own = [item for item in dataset.training if item["domain"] == name]
+        held = [item for item in dataset.validation if item["domain"] == name]
+        if not held and len(own) >= VALIDATION_SHARE:
+            own.sort(key=lambda item: natural_key(item["case"]))
+            cut = len(own) - len(own) // VALIDATION_SHARE
+            own, held = own[:cut], own[cut:]
+        training += own
+        validation += held
+    return training, validation
+
+
+class DomainDataset(Dataset):
+    """Training images, each with its domain, its mask and a second view in the style of another domain.
+
+    What draw number ``draw`` of epoch ``epoch`` gives is a function of (seed, epoch, draw) alone, so that workers and
+    resuming do not change it. Volumes are taken slice by slice when ``spatial_dims`` is 2.
+
+    Source: the data flow of RAM-DSIR (random amplitude mixup after the spatial augmentation; the partner domain uniform
+    over the others, its image uniform within it and not augmented).
+
+    Args:
+        data: items with ``image`` and ``label`` paths and a ``domain``.
+        transform: deterministic, from paths to image ``(C, *spatial)`` in 0..1 and label ``(1, *spatial)``.
+        augmentation: random dictionary transform of ``image`` and ``label``.
+        mix: random dictionary transform of ``image`` with ``partner`` that adds ``image_ram``; null adds nothing.
+        partner: ``other_domain``, or ``same_domain`` (the only choice with one domain).
+
+    Raises:
+        DataError: nothing to train on.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        transform: Callable,
+        spatial_dims: int = 2,
+        augmentation: Callable | None = None,
+        mix: Callable | None = None,
+        partner: str = "other_domain",
+        seed: int = 0,
+    ) -> None:
+        if partner not in ("other_domain", "same_domain"):
+            raise ValueError(f"partner must be other_domain or same_domain, got {partner!r}.")
+        self.names = sorted({item.get("domain", "unknown") for item in data})
+        self.images, self.labels, self.domains, self.cases = [], [], [], []
+        for item in data:
+            done = transform({"image": item["image"], "label": item["label"]})
+            for image, label in slices(plain(done["image"]), plain(done["label"]), spatial_dims):
+                self.images.append(image.float())
+                self.labels.append(label.to(torch.uint8))
+                self.domains.append(self.names.index(item.get("domain", "unknown")))
+                self.cases.append(str(item.get("case") or item["image"]))
+        if not self.images:
+            raise DataError("0 images to train on: `training` of the chosen domains is empty; add labelled images.")
+        self.members = [np.flatnonzero(np.array(self.domains) == d) for d in range(len(self.names))]
+        self.augmentation, self.mix, self.seed, self.epoch = augmentation, mix, seed, 0
+        self.partner = partner if len(self.names) > 1 else "same_domain"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index, draw = key if isinstance(key, tuple) else (key, key)
+        rng = np.random.default_rng([self.seed, self.epoch, draw])
+        item = {"image": self.images[index], "label": self.labels[index]}
+        if self.augmentation is not None:
+            self.augmentation.set_random_state(seed=int(rng.integers(2**31)))
+            item = self.augmentation(item)
+        if self.mix is not None:
+            item["partner"] = self.images[self._partner(index, rng)]
+            self.mix.set_random_state(seed=int(rng.integers(2**31)))
+            item = self.mix(item)
+        views = {key: plain(item[key]).float() for key in ("image", "image_ram") if key in item}
+        label = plain(item["label"]).long()
+        return {**views, "label": label, "domain": self.domains[index], "case": self.cases[index]}
+
+    def _partner(self, index: int, rng: np.random.Generator) -> int:
+        own = self.domains[index]
+        others = [d for d in range(len(self.names)) if d != own] if self.partner == "other_domain" else [own]
+        members = self.members[rng.choice(others)]
+        if len(members) > 1:
+            members = members[members != index]  # of the same domain, another image
+        return int(rng.choice(members))
+
+
+class DomainBatchSampler(Sampler):
+    """Batches with a block of every domain, for ever reshuffled.
+
+    Args:
+        dataset: a :class:`DomainDataset`.
+        batch_size: images in a batch; each domain gets at least two, for its own batch norm.
+        iterations: batches in an epoch.
+        policy: ``equal`` shares, or shares ``proportional`` to the domains' sizes.
+
+    Yields:
+        lists of (index, number of the draw in the epoch); domains in order, each in one block.
+    """
+
+    def __init__(
+        self, dataset: DomainDataset, batch_size: int, iterations: int, policy: str = "equal", seed: int = 0
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be one of {POLICIES}, got {policy!r}.")
+        self.members, self.iterations, self.seed, self.epoch = dataset.members, iterations, seed, 0
+        sizes = np.array([len(own) for own in self.members], float)
+        shares = sizes / sizes.sum() if policy == "proportional" else np.full(len(sizes), 1 / len(sizes))
+        self.counts = np.maximum(2, np.floor(shares * batch_size).astype(int))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.iterations
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        rng = np.random.default_rng([self.seed, self.epoch, rank])
+        streams = [_endless(own, np.random.default_rng(rng.integers(2**63))) for own in self.members]
+        draw = 0
+        for _ in range(self.iterations):
+            chosen = [next(stream) for stream, n in zip(streams, self.counts, strict=True) for _ in range(n)]
+            yield [(index, draw + i) for i, index in enumerate(chosen)]
+            draw += len(chosen)
+
+
+class CaseDataset(Dataset):
+    """Whole cases to be segmented and scored.
+
+    Args:
+        transform: deterministic; the image comes out at the network's size, the label and ``native`` at the case's own.
+    """
+
+    def __init__(self, data: Sequence[dict], transform: Callable) -> None:
+        self.data = list(data)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.data[index]
+        done = self.transform({"image": item["image"], "label": item["label"]})
+        volume = str(item["image"]).endswith((".nii", ".nii.gz"))
+        label = done["label"]
+        return {
+            "image": plain(done["image"]).float(),
+            "label": plain(label)[0].to(torch.uint8),
+            "native": plain(done["native"]),
+            "affine": np.asarray(label.affine) if volume else None,
+            "spacing": [float(step) for step in label.pixdim] if volume else [1.0] * (label.ndim - 1),
+            "unit": "mm" if volume else "px",
+            "case": str(item.get("case") or item["image"]),
+            "domain": item.get("domain", "unknown"),
+        }
+
+
+def slices(image: torch.Tensor, label: torch.Tensor, spatial_dims: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Image ``(C, *spatial)`` and label, or their slices along the last axis when there is one axis too many."""
+    if image.ndim == spatial_dims + 1:
+        return [(image, label)]
+    if image.ndim == spatial_dims + 2 == 4:
+        return [(image[..., z].contiguous(), label[..., z].contiguous()) for z in range(image.shape[-1])]
+    raise DataError(f"expected images of {spatial_dims} axes, found {image.ndim - 1}; set spatial_dims.")
+
+
+def plain(tensor: Any) -> torch.Tensor:
+    return torch.as_tensor(tensor).as_subclass(torch.Tensor)
+
+
+def only_item(batch: list) -> Any:
+    """Collate for whole cases, which come one at a time."""
+    return batch[0]
+
+
+def _endless(members: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from rng.permutation(members).tolist()

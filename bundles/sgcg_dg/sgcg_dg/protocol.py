@@ -1,0 +1,136 @@
+"""How whole cases are segmented: batch norm of the training or of the test images, slices, threshold, components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.transforms.utils import get_largest_connected_component_mask
+from scipy import ndimage
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BATCH = 8  # images that share their statistics with `bn="batch"`, as published
+BATCH_NORMS = ("eval", "batch")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Choices of an evaluation; the defaults are the `clean` preset, ``paper_compat.json`` holds the published ones.
+
+    Args:
+        head: ``sigmoid`` (a channel a region) or ``softmax`` (background, then the regions).
+        threshold: of a sigmoid channel's probability.
+        largest_component: keep the largest component of each region and fill its holes.
+        all_slices: false leaves out the slices that the published loop leaves out (see :func:`published_slices`).
+        skip_empty: true clears the prediction of slices without truth, as published: the label decides.
+        symmetric: false measures ASD from the prediction to the truth alone.
+        empty_distance: distance of a missed structure; null is the image's diagonal.
+    """
+
+    head: str = "sigmoid"
+    threshold: float = 0.5
+    largest_component: bool = True
+    all_slices: bool = True
+    skip_empty: bool = False
+    symmetric: bool = True
+    empty_distance: float | None = None
+
+
+@contextmanager
+def batch_norm(network: nn.Module, mode: str) -> Iterator[None]:
+    """Evaluation with running averages (``eval``) or with the statistics of the images at hand (``batch``).
+
+    ``batch`` is transductive: a prediction depends on the images beside it. The running averages do not change.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)] if mode == "batch" else []
+    kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.eval()
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def together(cases: Sequence[dict], spatial_dims: int) -> Iterator[list[dict]]:
+    """Cases that go through the network together: single images up to eight, in groups of nearly equal size."""
+    single = [case for case in cases if case["image"].ndim == spatial_dims + 1]
+    if single:
+        for index in np.array_split(np.arange(len(single)), -(-len(single) // BATCH)):
+            yield [single[i] for i in index]
+    for case in cases:
+        if case["image"].ndim == spatial_dims + 2:  # a volume's slices
+            yield [case]
+
+
+def predict(network: nn.Module, cases: Sequence[dict], spatial_dims: int, bn: str, device: torch.device) -> list:
+    """Logits ``(K, *spatial)`` at the network's size, one for each of the cases of one group."""
+    images = torch.cat([_stack(case["image"], spatial_dims) for case in cases])
+    chunks = np.array_split(np.arange(len(images)), -(-len(images) // BATCH))
+    with batch_norm(network, bn):
+        logits = torch.cat([network(images[chunk].to(device)).float().cpu() for chunk in chunks])
+    if cases[0]["image"].ndim == spatial_dims + 2:
+        return [logits.movedim(0, -1)]
+    return list(logits)
+
+
+def to_masks(logits: torch.Tensor, case: dict, protocol: Protocol) -> np.ndarray:
+    """Boolean masks ``(K, *native)`` of the regions on the case's own grid."""
+    mode = {2: "bilinear", 3: "trilinear"}[logits.ndim - 1]
+    logits = F.interpolate(logits[None], size=tuple(case["label"].shape), mode=mode, align_corners=False)[0]
+    masks = threshold(logits, protocol)
+    if masks.ndim == 4:
+        masks = _drop_slices(masks, case["label"], protocol)
+    masks = masks.numpy()
+    return np.stack([largest_and_filled(mask) for mask in masks]) if protocol.largest_component else masks
+
+
+def threshold(logits: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """Logits ``(K, *spatial)``, or ``(1 + K, *spatial)`` of a softmax, to boolean masks ``(K, *spatial)``."""
+    if protocol.head == "softmax":
+        return logits.argmax(0) == torch.arange(1, len(logits)).view(-1, *[1] * (logits.ndim - 1))
+    return logits.sigmoid() > protocol.threshold
+
+
+def largest_and_filled(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component of a mask, its holes filled; an empty mask stays empty."""
+    if not mask.any():
+        return mask
+    return ndimage.binary_fill_holes(get_largest_connected_component_mask(mask))
+
+
+def published_slices(depth: int, batch: int = BATCH) -> range:
+    """The slices of a volume that RAM-DSIR's test loop predicts: ``depth // batch`` batches of the interior ones."""
+    return range(1, 1 + min(batch * (depth // batch), depth - 2))
+
+
+def _drop_slices(masks: torch.Tensor, label: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    keep = torch.ones(masks.shape[-1], dtype=torch.bool)
+    if not protocol.all_slices:
+        keep[:] = False
+        keep[list(published_slices(len(keep)))] = True
+    if protocol.skip_empty:
+        keep &= (label > 0).flatten(0, 1).any(0)
+    return masks & keep
+
+
+def _stack(image: torch.Tensor, spatial_dims: int) -> torch.Tensor:
+    """``(C, *spatial)`` to a batch: itself, or its slices along the last axis."""
+    return image[None] if image.ndim == spatial_dims + 1 else image.movedim(-1, 0)
+
+
+def mean_masks(labels: Sequence[torch.Tensor], masks_of: Any) -> torch.Tensor:
+    """The constant prediction ``(K, *spatial)``: where the training masks of a region agree by more than half."""
+    total = sum(masks_of(label[None])[0].float() for label in labels)
+    return total / len(labels) > 0.5

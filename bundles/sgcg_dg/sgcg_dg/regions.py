@@ -1,0 +1,62 @@
+"""Structures as overlapping regions of a label map (the cup lies in the disc), and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+
+class Regions:
+    """Named sets of label ids: what a sigmoid channel each segments, and what is scored.
+
+    Two regions are nested or apart; the ids of one without those of the regions inside it say which label a pixel of it
+    gets when a prediction is written.
+
+    Args:
+        regions: name to label ids, such as ``{"cup": [2], "disc": [1, 2]}``.
+        labels: label id to name.
+
+    Raises:
+        ValueError: what :meth:`problems` lists.
+    """
+
+    def __init__(self, regions: Mapping[str, Sequence[int]], labels: Mapping[int, str]) -> None:
+        found = self.problems(regions, labels)
+        if found:
+            raise ValueError("\n  ".join(["regions that cannot be used:", *found]))
+        self.ids = {name: sorted(int(label) for label in ids) for name, ids in regions.items()}
+        self.names = list(self.ids)
+
+    @staticmethod
+    def problems(regions: Mapping[str, Sequence[int]], labels: Mapping[int, str]) -> list[str]:
+        """One line for every region that is empty, names an unknown label, or overlaps another in part."""
+        sets = {name: {int(label) for label in ids} for name, ids in regions.items()}
+        lines = [f"region {name}: expected label ids out of {dict(labels)}, found {sorted(ids)}; correct `regions`"
+                 for name, ids in sets.items() if not ids or not ids <= set(labels)]  # fmt: skip
+        names = list(sets)
+        for i, one in enumerate(names):
+            for other in names[:i]:
+                a, b = sets[one], sets[other]
+                if a == b or (a & b and not a < b and not b < a):
+                    lines.append(f"regions {other} {sorted(b)} and {one} {sorted(a)}: expected one inside the other or "
+                                 "no label in both; correct `regions`")  # fmt: skip
+        return lines
+
+    def missing(self, case: str, label_ids: Sequence[int]) -> list[str]:
+        """One line for each region that a case does not show."""
+        found = f"found labels {list(label_ids)}; correct the mask, leave the case out, or set allow_missing"
+        return [f"{case}: expected a {name} (labels {ids}), {found}" for name, ids in self.ids.items()
+                if not set(ids) & set(label_ids)]  # fmt: skip
+
+    def masks(self, label: torch.Tensor) -> torch.Tensor:
+        """Label map ``(B, 1, *spatial)`` to one mask a region ``(B, K, *spatial)``."""
+        return torch.cat([torch.isin(label, torch.tensor(ids, device=label.device)) for ids in self.ids.values()], 1)
+
+    def label_map(self, masks: torch.Tensor) -> torch.Tensor:
+        """Masks ``(K, *spatial)`` to a label map ``(*spatial)``: inner regions are drawn over outer ones."""
+        result = torch.zeros(masks.shape[1:], dtype=torch.uint8, device=masks.device)
+        for name in sorted(self.names, key=lambda name: -len(self.ids[name])):
+            inner = {label for other in self.ids.values() if set(other) < set(self.ids[name]) for label in other}
+            result[masks[self.names.index(name)] > 0] = next(x for x in self.ids[name] if x not in inner)
+        return result
