@@ -1,12 +1,16 @@
-"""What the tests of the bundle share: a narrow U-Net, photographs of painted discs, a small set of sample data."""
+"""What the tests of the bundle share: a narrow U-Net and its objective, photographs of painted discs, sample data."""
 
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceCELoss
 
 from common.data.write import Case, write_dataset
+from common.losses import ClassStatistics, GaussianContrastiveLoss, SymmetricKLLoss
 from sgcg_dg import sample
 from sgcg_dg.network import UNet
+from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, RegionLoss
+from sgcg_dg.restoration import RestorationDecoder
 
 REGIONS = {"cup": [2], "disc": [1, 2]}
 LABELS = {1: "rim", 2: "cup"}
@@ -54,6 +58,52 @@ def write_photos(directory, training, validation=None, **options):
 
     splits = {"training": cases(training, {}), "validation": cases(validation or {}, training)}
     return write_dataset(directory, "discs", {"0": "photograph"}, LABELS, **splits)
+
+
+def region_loss(regions=REGIONS, head="sigmoid"):
+    """As train.json builds it."""
+    loss = DiceCELoss(include_background=head == "sigmoid", sigmoid=head == "sigmoid", softmax=head == "softmax",
+                      squared_pred=True, batch=True)  # fmt: skip
+    return RegionLoss(loss, regions, head)
+
+
+def make_contrast(dim=8, **options):
+    return FeatureContrast(ClassStatistics(3, dim, groups=3), GaussianContrastiveLoss(), 3, **options)
+
+
+def make_objective(**options):
+    torch.manual_seed(3)
+    parts = {"consistency": SymmetricKLLoss(), "restoration": RestorationDecoder(width=4, domains=3),
+             "contrast": make_contrast()}  # fmt: skip
+    return GeneralisationObjective(region_loss(), **{**parts, **options}).train()
+
+
+@pytest.fixture
+def batch():
+    """Seven images of three domains, of two, three and two; a disc with a cup in each."""
+    torch.manual_seed(5)
+    label = torch.zeros(7, 1, 32, 48, dtype=torch.int64)
+    for i in range(7):
+        label[i, 0, 4 + i : 20 + i, 6:26] = 1
+        label[i, 0, 8 + i : 15 + i, 10:20] = 2
+    image = (0.2 + 0.3 * label + 0.1 * torch.rand(7, 3, 32, 48)).clamp(0, 1)
+    return {"image": image, "image_ram": (0.8 * image + 0.1 * torch.rand(7, 3, 1, 1)).clamp(0, 1), "label": label,
+            "domain": torch.tensor([0, 0, 1, 1, 1, 2, 2])}  # fmt: skip
+
+
+@pytest.fixture(scope="session", name="region_loss")
+def _region_loss():
+    return region_loss
+
+
+@pytest.fixture(scope="session", name="make_contrast")
+def _make_contrast():
+    return make_contrast
+
+
+@pytest.fixture(scope="session", name="make_objective")
+def _make_objective():
+    return make_objective
 
 
 @pytest.fixture(scope="session", name="make_network")

@@ -15,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.utils import set_determinism
 from PIL import Image
+from torch.nn import functional as F
 
 from common.data import read_dataset
 from common.data.write import Case, write_dataset
@@ -130,31 +131,48 @@ def test_the_config_has_all_that_monai_asks_of_it(tmp_path, sample_data, name):
     assert workflow.check_properties() == []
 
 
+def infer(folder, sample_data, trained, suffix):
+    """The label map that inference.json writes, and the logits of the network: both with rows first."""
+    pixels = np.asarray(Image.open(read_dataset(sample_data).validation[0]["image"]))[:100, :].repeat(2, axis=1)
+    Image.fromarray(pixels).save(folder / f"eye{suffix}", quality=95)
+    options = {**NETWORK, **places(folder, sample_data), "ckpt_dir": str(trained[0] / "models"),
+               "images": str(folder / f"eye{suffix}"), "protocol": {"largest_component": False}}  # fmt: skip
+    run(config_file=str(CONFIGS / "inference.json"), **options)
+    network = UNet(width=4)
+    network.load_state_dict(trained[1][1])
+    shown = np.asarray(Image.open(folder / f"eye{suffix}")).astype(np.float32) / 255
+    image = F.interpolate(torch.from_numpy(shown).permute(2, 0, 1)[None], (32, 32), mode="area")
+    with torch.no_grad():
+        logits = network.eval()(image.swapaxes(2, 3)).swapaxes(2, 3)  # trained on photographs with x first
+    return np.asarray(Image.open(folder / "eval" / "eye_seg.png")), logits
+
+
+def label_map(logits, mode):
+    """Cup over disc, at the size of the photograph."""
+    cup, disc = F.interpolate(logits, (100, 256), mode=mode)[0].numpy() > 0
+    return np.where(cup, 2, disc)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_inference_writes_labels_on_the_grid_of_the_photograph(tmp_path, sample_data, trained, monkeypatch, suffix):
     """A photograph that is no square and of another size, with the weights of the run."""
-    pixels = np.asarray(Image.open(read_dataset(sample_data).validation[0]["image"]))[:100, :].repeat(2, axis=1)
-    Image.fromarray(pixels).save(tmp_path / f"eye{suffix}", quality=95)
     drawn = []
     monkeypatch.setattr(overlay_handler, "save_overlay", lambda *args: drawn.append(args))
-    options = {**NETWORK, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models"),
-               "images": str(tmp_path / f"eye{suffix}")}  # fmt: skip
-    run(config_file=str(CONFIGS / "inference.json"), **options)
-    found = np.asarray(Image.open(tmp_path / "eval" / "eye_seg.png"))
+    found, logits = infer(tmp_path, sample_data, trained, suffix)
     assert found.shape == (100, 256) and found.dtype == np.uint8 and set(np.unique(found)) <= {0, 1, 2} and found.any()
-    # against the network on the photograph as Pillow reads it, rows first
-    network = UNet(width=4)
-    network.load_state_dict(trained[1][1])
-    shown = np.asarray(Image.open(tmp_path / f"eye{suffix}")).astype(np.float32) / 255
-    image = torch.nn.functional.interpolate(torch.from_numpy(shown).permute(2, 0, 1)[None], (32, 32), mode="area")
-    with torch.no_grad():
-        logits = network.eval()(image.swapaxes(2, 3)).swapaxes(2, 3)  # trained on photographs with x first
-    disc = torch.nn.functional.interpolate(logits, (100, 256), mode="bilinear")[0].amax(0) > 0
-    agreement = (disc.numpy() == (found > 0)).mean()
-    assert agreement > 0.9 and agreement > (disc.numpy() == (found[::-1] > 0)).mean()
+    smooth, rough = (label_map(logits, mode) for mode in ("bilinear", "area"))
+    clear = smooth == rough  # not at an edge, which depends on how logits are enlarged
+    assert clear.mean() > 0.8 and np.array_equal(found[clear], smooth[clear])
     ((_, image, truth, prediction, labels, _, name),) = drawn
     assert name == "eye" and labels == {1: "rim", 2: "cup"} and truth is None
     assert image.shape == (100, 256, 1, 3) and np.array_equal(np.squeeze(prediction), found)
+
+
+@pytest.mark.xfail(strict=True, reason="Invertd enlarges logits by area, as Resized shrank the image")
+def test_inference_enlarges_logits_as_the_report_does(tmp_path, sample_data, trained):
+    """What is scored is what a user gets: smooth edges, not the blocks of the network's grid."""
+    found, logits = infer(tmp_path, sample_data, trained, ".png")
+    assert np.array_equal(found, label_map(logits, "bilinear"))
 
 
 def test_inference_draws_what_it_found(tmp_path, sample_data, trained):

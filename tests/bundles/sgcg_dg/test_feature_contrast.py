@@ -1,0 +1,240 @@
+"""The contrast of features in the objective: which pixels count, from when on, and how strongly."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.losses import BankContrastiveLoss, ClassMemoryBank, GaussianContrastiveLoss
+from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, fit_labels, thin
+
+TERMS = {"loss", "seg", "seg_ram", "kd", "rec", "feat"}
+
+
+class Recorder(nn.Module):
+    """In place of statistics and loss: keeps what it was given; the loss is ``slope`` times the sum of the features."""
+
+    def __init__(self, slope=1.0):
+        super().__init__()
+        self.slope, self.updates, self.losses = slope, [], []
+
+    def update(self, features, labels, domains):
+        self.updates.append((features.detach(), labels, domains))
+
+    def sync(self):
+        pass
+
+    def snapshot(self):
+        return len(self.updates)
+
+    def forward(self, features, labels, statistics):
+        self.losses.append((features.detach(), labels, statistics))
+        return self.slope * features.sum()
+
+
+def encoded(label, size, view=0):
+    """Maps whose features say which pixel they are: (label, image, view, place on each axis)."""
+    steps = [torch.arange(0, 32 * n, 32) * full // (32 * n) for n, full in zip(size, label.shape[2:], strict=True)]
+    places = torch.stack(torch.meshgrid(*steps, indexing="ij")).float()
+    there = label[(slice(None), 0, *torch.meshgrid(*steps, indexing="ij"))].float()
+    image = torch.arange(len(label)).view(-1, *[1] * (1 + len(size))).expand_as(there[:, None])
+    view = torch.full_like(there[:, None], view)
+    return torch.cat([there[:, None], image, view, places.expand(len(label), *places.shape)], 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "kept"),
+    [
+        ((33, 40), 1, [range(33), range(40)]),
+        ((33, 40), 2, [range(0, 33, 2), range(0, 40, 2)]),
+        ((96, 36), 3, [range(0, 96, 3), range(0, 36, 3)]),
+        ((20, 35), 2, [range(20), range(0, 35, 2)]),  # axes shorter than 32 are taken whole
+        ((12, 33, 10), 2, [range(12), range(0, 33, 2), range(10)]),
+    ],
+)
+def test_features_labels_and_domains_are_flattened_alike(size, stride, kept):
+    label, domain = torch.randint(0, 3, (4, 1, *size)), torch.tensor([2, 0, 1, 1])
+    recorder = Recorder()
+    contrast = FeatureContrast(recorder, recorder, 3, normalise=False, stride=stride)
+    contrast({"image": encoded(label, size, 0), "ram": encoded(label, size, 1)}, label, domain)
+    (features, labels, domains), (again, same, statistics) = recorder.updates[0], recorder.losses[0]
+    assert len(recorder.updates) == len(recorder.losses) == 1 and statistics == 1  # updated once, then the loss
+    assert torch.equal(again, features) and torch.equal(same, labels)
+    assert torch.equal(features[:, 0].long(), labels) and torch.equal(domain[features[:, 1].long()], domains)
+    places = {tuple(row) for row in features[:, 1:].int().tolist()}
+    expected = 2 * 4 * math.prod(map(len, kept))
+    assert len(places) == len(features) == expected
+    for axis, own in enumerate(kept):
+        assert {place[2 + axis] for place in places} == set(own)
+
+
+def test_statistics_hold_the_pixels_of_both_views_once(make_contrast):
+    """Of unit length; those of a domain in its own group."""
+    label, domain = torch.randint(0, 3, (4, 1, 34, 12)), torch.tensor([0, 0, 1, 2])
+    maps = {view: torch.randn(4, 8, 34, 12) for view in ("image", "ram")}
+    contrast = make_contrast().train()
+    loss = contrast(maps, label, domain)
+    memory = contrast.memory
+    for group in range(3):
+        for k in range(3):
+            rows = []
+            for view in maps.values():
+                for b in (domain == group).nonzero().flatten().tolist():
+                    inside = label[b, 0, ::2] == k
+                    vectors = view[b, :, ::2].double()[:, inside].T
+                    rows.append(vectors / vectors.norm(dim=1, keepdim=True))
+            rows = torch.cat(rows)
+            assert memory.count[group, k] == len(rows)
+            torch.testing.assert_close(memory.mean[group, k].double(), rows.mean(0), rtol=0, atol=1e-6)
+            torch.testing.assert_close(memory.cov[group, k].double(), rows.T.cov(correction=0), rtol=0, atol=1e-6)
+    assert memory.count.sum() == 2 * 4 * 17 * 12 and loss > 0
+    again = GaussianContrastiveLoss()
+    features = torch.cat([F.normalize(maps[view][:, :, ::2], dim=1).movedim(1, -1).flatten(0, 2) for view in maps])
+    torch.testing.assert_close(loss, again(features, label[:, 0, ::2].flatten().repeat(2), memory.snapshot()))
+
+
+def test_one_view_and_no_unit_length(make_contrast):
+    label, domain = torch.randint(0, 3, (2, 1, 8, 8)), torch.tensor([0, 1])
+    maps = {view: 3 + torch.randn(2, 8, 8, 8) for view in ("image", "ram")}
+    contrast = make_contrast(views=("ram",), normalise=False).train()
+    contrast(maps, label, domain)
+    assert contrast.memory.count.sum() == 2 * 8 * 8
+    inside = maps["ram"][1, :, label[1, 0] == 2]
+    torch.testing.assert_close(contrast.memory.mean[1, 2], inside.mean(1))
+
+
+def test_thinned_maps():
+    maps = torch.arange(2 * 33 * 31).view(1, 2, 33, 31)
+    assert torch.equal(thin(maps, 2), maps[:, :, ::2])
+    assert torch.equal(thin(maps, 1), maps)
+    assert thin(torch.zeros(1, 1, 64, 32, 30), 4).shape == (1, 1, 16, 8, 30)
+
+
+def test_labels_of_coarse_cells():
+    """A cell of 4 x 4 pixels has the class that fills three quarters of it, or none."""
+    label = torch.zeros(1, 1, 8, 12, dtype=torch.int64)
+    label[0, 0, :4, :3] = 2  # 12 of 16 pixels
+    label[0, 0, :4, 4:7], label[0, 0, 0, 4] = 1, 0  # 11 of 16
+    label[0, 0, :4, 8:12] = 1
+    label[0, 0, 4:8, 0], label[0, 0, 4:8, 4:6], label[0, 0, 4:8, 6:8] = 2, 1, 2  # 4 of 16; 8 and 8
+    expected = [[2, -1, 1], [0, -1, 0]]
+    assert fit_labels(label, torch.Size((2, 3)), 3).tolist() == [expected]
+    volume = label[..., None].expand(-1, -1, -1, -1, 6)
+    assert fit_labels(volume, torch.Size((2, 3, 2)), 3)[0, ..., 1].tolist() == expected
+    assert torch.equal(fit_labels(label, torch.Size((8, 12)), 3), label[:, 0])
+
+
+def test_coarse_maps_that_are_thinned_keep_the_labels_of_their_cells():
+    """64 cells of 16 pixels, every second one of which is used."""
+    label = (torch.arange(1024) // 16 % 3).view(1, 1, 1024, 1).expand(-1, -1, -1, 32).contiguous()
+    maps, recorder = torch.arange(64.0).view(1, 1, 64, 1).expand(-1, -1, -1, 2), Recorder()
+    FeatureContrast(recorder, recorder, 3, level="deep", views=("image",), normalise=False)(
+        {"image": maps}, label, torch.tensor([0]))  # fmt: skip
+    features, labels, _ = recorder.updates[0]
+    assert features[:, 0].tolist() == [cell for cell in range(0, 64, 2) for _ in range(2)]
+    assert labels.tolist() == [cell % 3 for cell in range(0, 64, 2) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("level", "dim", "size"), [("penultimate", 8, (32, 48)), ("deep", 64, (2, 3)), ("logits", 2, (32, 48))]
+)
+def test_levels(make_network, batch, level, dim, size, make_objective, make_contrast):
+    network = make_network()
+    contrast = make_contrast(dim, level=level, stride=1)
+    _, terms = make_objective(contrast=contrast)(network, batch)
+    deep, penultimate = network.features(batch["image"])
+    maps = {"deep": deep, "penultimate": penultimate, "logits": network.head(penultimate)}[level]
+    assert maps.shape == (7, dim, *size) and terms["feat"] > 0
+    labels = fit_labels(batch["label"], torch.Size(size), 3)
+    assert contrast.memory.count.sum() == 2 * (labels >= 0).sum()
+    unit = F.normalize(maps, dim=1)[:2].movedim(1, -1)[labels[:2] == 0]
+    mixed = network.features(batch["image_ram"])
+    mixed = {"deep": mixed[0], "penultimate": mixed[1], "logits": network.head(mixed[1])}[level]
+    mixed = F.normalize(mixed, dim=1)[:2].movedim(1, -1)[labels[:2] == 0]
+    torch.testing.assert_close(contrast.memory.mean[0, 0], torch.cat([unit, mixed]).mean(0))
+
+
+def test_a_memory_bank_instead_of_statistics(make_network, batch, make_objective):
+    bank = ClassMemoryBank(3, 8, 16)
+    contrast = FeatureContrast(bank, BankContrastiveLoss(), 3)
+    _, terms = make_objective(contrast=contrast, log_every=1)(make_network(), batch)
+    assert set(terms) == TERMS | {"pull"} and terms["feat"] > 0 and terms["pull"] > 0
+    assert bank.filled.tolist() == [16, 16, 16]
+    torch.testing.assert_close(bank.get(1).norm(dim=1), torch.ones(16))
+
+
+def test_nothing_before_the_start(make_network, batch, make_objective, make_contrast):
+    network = make_network()
+    objective = make_objective(contrast=make_contrast(start=2), log_every=1)
+    for step in (1, 2, 3, 4):
+        _, terms = objective(network, batch)
+        count = objective.contrast.memory.count.sum()
+        assert objective.contrast.step == step and ("feat" in terms) == (step > 2)
+        assert count == max(0, step - 2) * 2 * 7 * 16 * 24  # every second pixel of each axis
+    assert set(terms) == TERMS | {"pull", "scatter"}
+    torch.testing.assert_close(terms["scatter"], objective.contrast.memory.between_group_scatter().float())
+
+
+def test_eval_mode_changes_no_statistics(make_network, batch, make_objective):
+    network, objective = make_network(), make_objective(log_every=1)
+    objective(network, batch)
+    before = copy.deepcopy(objective.contrast.state_dict())
+    objective.eval()
+    network.eval()
+    _, terms = objective(network, batch)
+    assert "pull" not in terms and terms["feat"] > 0
+    torch.testing.assert_close(dict(objective.contrast.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_measurements_every_so_many_steps(make_network, batch, make_objective):
+    network, objective = make_network(), make_objective(log_every=2)
+    measured = ["pull" in objective(network, batch)[1] for _ in range(4)]
+    assert measured == [False, True, False, True]
+
+
+class Mirror(nn.Module):
+    """A network whose maps and logits are its image."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Module(), nn.Identity()
+        self.encoder.forward = lambda image: [image]
+
+    def forward(self, image):
+        return self.head(self.encoder(image)[-1])
+
+
+@pytest.mark.parametrize(("views", "share"), [(("image", "ram"), 1.0), (("ram",), 0.5)])
+def test_pull_by_hand(views, share):
+    """Slopes of every pixel: contrast 0.3 * 5 in the views it sees; the rest 2 + 0.5 * 4 in both."""
+    recorder = Recorder(slope=5.0)
+    contrast = FeatureContrast(recorder, recorder, 3, views=views, normalise=False, stride=1)
+    objective = GeneralisationObjective(
+        lambda logits, label: 2 * logits.sum(), lambda one, other: 4 * (one + other).sum(), None, contrast,
+        contrast_weight=0.3, log_every=1,
+    )  # fmt: skip
+    views = {key: torch.rand(2, 3, 4, 5, requires_grad=True) for key in ("image", "image_ram")}
+    label = torch.zeros(2, 1, 4, 5, dtype=torch.int64)
+    _, terms = objective.train()(Mirror(), {**views, "label": label, "domain": torch.tensor([0, 1])})
+    assert terms["pull"].item() == pytest.approx(share**0.5 * 0.3 * 5 / (2 + 0.5 * 4), rel=1e-5)
+    terms["loss"].backward()  # the measurement leaves the graph in place, and no gradient behind
+    expected = 2 + 0.5 * 4 + 0.3 * 5
+    torch.testing.assert_close(views["image_ram"].grad, torch.full((2, 3, 4, 5), expected))
+
+
+def test_the_statistics_go_on_where_a_checkpoint_left_them(make_network, batch, make_objective, make_contrast):
+    network, first = make_network(), make_objective(contrast=make_contrast(start=1), log_every=3)
+    states, expected = [], None
+    for _ in range(3):
+        states.append(copy.deepcopy(first.state_dict()))
+        _, expected = first(network, batch)
+    resumed = make_objective(contrast=make_contrast(start=1), log_every=3)
+    resumed.load_state_dict(states[2])
+    assert resumed.contrast.step == 2 and resumed.contrast.memory.count.any()
+    _, found = resumed(network, batch)
+    assert "pull" in found and set(found) == set(expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(resumed.state_dict(), first.state_dict(), rtol=0, atol=0)
