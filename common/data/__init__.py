@@ -4,7 +4,20 @@ from common.data.check import CaseFacts, check_cases, check_dataset
 from common.data.dataset import DataError, Dataset, read_dataset
 from common.data.images import list_images
 from common.data.natural import natural_key
+from common.data.shrink import ShrinkByAread
 from common.data.write import Case, atomic_folder, write_dataset
 
-__all__ = ["Case", "CaseFacts", "DataError", "Dataset", "atomic_folder", "check_cases", "check_dataset", "list_images",
-           "natural_key", "read_dataset", "write_dataset"]
+__all__ = [
+    "Case",
+    "CaseFacts",
+    "DataError",
+    "Dataset",
+    "ShrinkByAread",
+    "atomic_folder",
+    "check_cases",
+    "check_dataset",
+    "list_images",
+    "natural_key",
+    "read_dataset",
+    "write_dataset",
+]

@@ -246,7 +246,7 @@ class DomainBatchSampler(Sampler):
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         rng = np.random.default_rng([self.seed, self.epoch, rank])
         streams = [_endless(own, np.random.default_rng(rng.integers(2**63))) for own in self.members]
-        draw = 0
+        draw = rank * self.iterations * int(self.counts.sum())  # no two processes draw the same
         for _ in range(self.iterations):
             chosen = [next(stream) for stream, n in zip(streams, self.counts, strict=True) for _ in range(n)]
             yield [(index, draw + i) for i, index in enumerate(chosen)]

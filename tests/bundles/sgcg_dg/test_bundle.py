@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -168,7 +169,6 @@ def test_inference_writes_labels_on_the_grid_of_the_photograph(tmp_path, sample_
     assert image.shape == (100, 256, 1, 3) and np.array_equal(np.squeeze(prediction), found)
 
 
-@pytest.mark.xfail(strict=True, reason="Invertd enlarges logits by area, as Resized shrank the image")
 def test_inference_enlarges_logits_as_the_report_does(tmp_path, sample_data, trained):
     """What is scored is what a user gets: smooth edges, not the blocks of the network's grid."""
     found, logits = infer(tmp_path, sample_data, trained, ".png")
@@ -225,6 +225,14 @@ def test_overlays_name_only_keys_of_train_json():
         assert all(setting.keys() - {"config"} <= known for setting in settings)
 
 
+def test_inference_has_the_regions_and_the_preprocessing_of_training():
+    train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
+    assert inference["regions"] == train["regions"]
+    own, scored = inference["preprocessing"]["transforms"], train["validate"]["preprocessing"]["transforms"]
+    assert own[2] == scored[3] and own[2]["_target_"] == "ScaleIntensityRanged"
+    assert [step["_target_"] for step in own[:2]] == [step["_target_"] for step in scored[:2]]
+
+
 def test_a_misspelt_override_ends_the_run_before_it_starts(tmp_path, sample_data):
     with pytest.raises(RuntimeError) as error:
         train(tmp_path, sample_data, target_domains="centre_a")
@@ -246,6 +254,13 @@ def test_volumes(tmp_path, write_photos, dims, size):
     # all discs lie at the same place, so the mean training mask is nearly exact, but for two changes of size
     assert min(float(row["prior_dice"]) for row in scores if row["structure"] == "disc") > 0.85
     assert checkpoint["objects"]["objective"]["contrast.memory.count"].sum() > 0
+    image = read_dataset(data).training[0]["image"]
+    configs = [str(CONFIGS / f"{name}.json") for name in ("inference", "volume_inference")]
+    sizes = {"spatial_dims": dims, "image_size": size, "width": NETWORK["width"]}
+    run(config_file=configs, images=image, **sizes, **places(tmp_path, data))
+    found, shown = nib.load(tmp_path / "eval" / f"{Path(image).name.split('.')[0]}_seg.nii.gz"), nib.load(image)
+    assert found.shape == shown.shape[:3] and set(np.unique(found.dataobj)) <= {0, 1, 2}
+    np.testing.assert_allclose(found.affine, shown.affine, atol=1e-4)
 
 
 def test_a_single_source(tmp_path, sample_data):
