@@ -51,9 +51,15 @@ class MutualGuidance(nn.Module):
         if support.shape[1:] != query.shape[2:]:
             support = F.interpolate(support[None], size=[height, width], mode="bilinear", align_corners=False)[0]
         z_q, z_s = query.float().flatten(2), support.float().flatten(1)  # (Q, A, M), (A, M)
-        with torch.autocast(query.device.type, enabled=False):  # sums over all positions need float32
-            alpha = self._alpha(z_q, z_s)
-            return (self.gate * (alpha @ z_q) + z_q).view(query.shape[0], -1, height, width)
+        if torch.jit.is_scripting():  # see cosine_logits
+            guided = self._guide(z_q, z_s)
+        else:
+            with torch.autocast(query.device.type, enabled=False):  # sums over all positions need float32
+                guided = self._guide(z_q, z_s)
+        return guided.view(query.shape[0], -1, height, width)
+
+    def _guide(self, z_q: torch.Tensor, z_s: torch.Tensor) -> torch.Tensor:
+        return self.gate * (self._alpha(z_q, z_s) @ z_q) + z_q
 
     def _alpha(self, z_q: torch.Tensor, z_s: torch.Tensor) -> torch.Tensor:
         inner_q, inner_s = z_q, z_s

@@ -37,9 +37,15 @@ def class_prototypes(features: torch.Tensor, masks: torch.Tensor) -> torch.Tenso
 
 def cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: float) -> torch.Tensor:
     """Scaled cosine of every position with every prototype: ``(Q, P, h, w)`` (Huang et al., Eq. 12)."""
-    with torch.autocast(features.device.type, enabled=False):  # in bfloat16 a logit has steps of 0.1
-        features = F.normalize(features.float(), dim=1)
-        return scale * torch.einsum("qahw,pa->qphw", features, F.normalize(prototypes.float(), dim=1))
+    if torch.jit.is_scripting():  # TorchScript cannot switch autocast off on a device it does not know yet
+        return _cosine_logits(features.float(), prototypes.float(), scale)
+    else:
+        with torch.autocast(features.device.type, enabled=False):  # in bfloat16 a logit has steps of 0.1
+            return _cosine_logits(features.float(), prototypes.float(), scale)
+
+
+def _cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: float) -> torch.Tensor:
+    return scale * torch.einsum("qahw,pa->qphw", F.normalize(features, dim=1), F.normalize(prototypes, dim=1))
 
 
 class PANetHead(nn.Module):
