@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,10 @@ class DomainDataset(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, draw = key if isinstance(key, tuple) else (key, key)
+        with one_thread():
+            return self._draw(index, draw)
+
+    def _draw(self, index: int, draw: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, self.epoch, draw])
         item = {"image": self.images[index], "label": self.labels[index]}
         if self.augmentation is not None:
@@ -211,6 +216,17 @@ class DomainDataset(Dataset):
         if len(members) > 1:
             members = members[members != index]  # of the same domain, another image
         return int(rng.choice(members))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a worker process: the last bits of a Fourier transform depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class DomainBatchSampler(Sampler):
