@@ -33,9 +33,8 @@ def read_datalist(
 
     ``validation`` of dataset.json, where there is one, holds the queries; the supports are the scans of the data set in
     the folder ``support``, where there is one, or else the first training scan. Otherwise the queries are fold ``fold``
-    of ``folds`` (default: five contiguous blocks of the cases in natural
-    order) and the supports come from the scans after it.
-    Queries and supports are not trained on.
+    of ``folds`` (default: five contiguous blocks of the cases in natural order) and the supports come from the scans
+    after it. Queries and supports are not trained on.
 
     Args:
         support: ``next_scan`` (the scan after the fold, as SSL-ALPNet), ``first`` or ``last`` of the other scans, a

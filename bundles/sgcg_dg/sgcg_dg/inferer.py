@@ -1,37 +1,17 @@
-"""From an image to logits, and from logits to a label map."""
+"""From logits to a label map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import SimpleInferer
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
 from .protocol import Protocol, largest_and_filled, threshold
 from .regions import Regions
-
-
-class SlicesOrWhole(SimpleInferer):
-    """A volume through a network of its own dimension at once, and through one of two dimensions slice by slice.
-
-    Shape:
-        ``(1, C, *spatial)`` to ``(1, K, *spatial)``.
-    """
-
-    def __init__(self, spatial_dims: int, batch: int = 8) -> None:
-        super().__init__()
-        self.spatial_dims, self.batch = spatial_dims, batch
-
-    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if inputs.ndim == self.spatial_dims + 2:
-            return super().__call__(inputs, network, *args, **kwargs)
-        slices = inputs[0].movedim(-1, 0)
-        parts = [network(chunk, *args, **kwargs) for chunk in slices.split(self.batch)]
-        return torch.cat(parts).movedim(0, -1)[None]
 
 
 class RegionsToLabeld(MapTransform):

@@ -11,7 +11,7 @@ class Regions:
     """Named sets of label ids: what a sigmoid channel each segments, and what is scored.
 
     Two regions are nested or apart; the ids of one without those of the regions inside it say which label a pixel of it
-    gets when a prediction is written.
+    gets when a prediction is written (the first one, where the regions inside leave none).
 
     Args:
         regions: name to label ids, such as ``{"cup": [2], "disc": [1, 2]}``.
@@ -58,5 +58,6 @@ class Regions:
         result = torch.zeros(masks.shape[1:], dtype=torch.uint8, device=masks.device)
         for name in sorted(self.names, key=lambda name: -len(self.ids[name])):
             inner = {label for other in self.ids.values() if set(other) < set(self.ids[name]) for label in other}
-            result[masks[self.names.index(name)] > 0] = next(x for x in self.ids[name] if x not in inner)
+            own = [label for label in self.ids[name] if label not in inner] or self.ids[name]
+            result[masks[self.names.index(name)] > 0] = own[0]
         return result

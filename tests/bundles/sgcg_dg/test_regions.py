@@ -70,3 +70,9 @@ def test_text_ids_are_numbers_too():
     """JSON has no other keys, and a command line no other values."""
     regions = Regions({"disc": ["2", 1]}, LABELS)
     assert regions.ids == {"disc": [1, 2]} and regions.names == ["disc"]
+
+
+def test_a_region_whose_labels_all_have_regions_of_their_own():
+    regions = Regions({"disc": [1, 2], "cup": [2], "rim": [1]}, {1: "rim", 2: "cup"})
+    disc, cup, rim = torch.tensor([1, 1, 1, 0]), torch.tensor([0, 1, 0, 0]), torch.tensor([0, 0, 1, 0])
+    assert regions.label_map(torch.stack([disc, cup, rim])).tolist() == [1, 2, 1, 0]
