@@ -18,7 +18,7 @@ from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
 from common.data.dataset import SPLITS, DataError, Dataset, repeated_cases
-from common.data.photograph import FormatError, is_photograph, misfit, read_photograph
+from common.data.photograph import FormatError, is_photograph, misfit, read_photograph, unlike_voxels
 
 __all__ = ["CaseFacts", "DataError", "check_cases", "check_dataset", "read_volume"]
 
@@ -187,6 +187,8 @@ def _load(item: dict, key: str, findings: _Findings) -> tuple[np.ndarray, np.nda
     try:
         voxels, affine = read_volume(file)
         unfit = misfit(file, key) if is_photograph(file) else None
+        if is_photograph(file) and key == "image":
+            unfit = unfit or unlike_voxels(file)
     except FormatError as error:
         findings.refuse(item["case"], file, f"a readable {key}", error.found, error.todo)
         return None

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import Image
 
-__all__ = ["FormatError", "is_photograph", "misfit", "read_photograph", "write_png"]
+__all__ = ["FormatError", "is_photograph", "misfit", "read_photograph", "unlike_voxels", "write_png"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")
@@ -62,6 +62,16 @@ def misfit(file: str | os.PathLike, key: str) -> tuple[str, str, str] | None:
         if key == "label" and image.format != "PNG":
             return ("class numbers kept exactly", "a JPEG, whose compression changes them along the edges",
                     "save the original label as PNG; one that was a JPEG once must be cleaned")
+    return None
+
+
+def unlike_voxels(file: str | os.PathLike) -> tuple[str, str, str] | None:
+    """Why MONAI's reader would not give a network the pixels of :func:`read_photograph`: expected, found, what to do."""
+    with Image.open(file, formats=FORMATS) as image:
+        if image.mode in ("LA", "RGBA"):
+            return "grey or RGB", f"pixels of mode {image.mode}", "save it without the alpha channel"
+        if image.mode.startswith("I"):
+            return "a photograph of 8 bits, values 0 to 255", "16 bits", "scale it to 8 bits"
     return None
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.check import read_volume
-from common.data.photograph import FormatError, is_photograph, misfit, read_photograph, write_png
+from common.data.check import DataError, check_cases, read_volume
+from common.data.photograph import FormatError, is_photograph, misfit, read_photograph, unlike_voxels, write_png
 
 GREY = np.arange(6 * 5, dtype=np.uint8).reshape(6, 5) * 8
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
@@ -105,6 +105,18 @@ def test_what_cannot_be_an_image_or_a_label(tmp_path):
     assert misfit(palette, "image")[1] == "a palette PNG, which holds indices"
     assert misfit(jpeg, "label")[1] == misfit(disguised, "label")[1] == (
         "a JPEG, whose compression changes them along the edges")
+
+
+def test_images_that_monai_would_read_otherwise(tmp_path):
+    full = np.full((6, 5, 1), 255, np.uint8)
+    assert unlike_voxels(save(tmp_path / "a.png", GREY)) is unlike_voxels(save(tmp_path / "b.jpg", COLOUR)) is None
+    assert unlike_voxels(save(tmp_path / "c.png", GREY > 100)) is None
+    for pixels, mode in ((COLOUR, "RGBA"), (GREY[..., None], "LA")):
+        file = save(tmp_path / f"{mode}.png", np.concatenate([pixels, full], -1))
+        assert unlike_voxels(file)[1] == f"pixels of mode {mode}"
+    wide = save(tmp_path / "d.png", GREY.astype(np.uint16) * 250)
+    with pytest.raises(DataError, match="expected a photograph of 8 bits, values 0 to 255, found 16 bits; scale"):
+        check_cases([{"case": "d", "image": str(wide)}], {})
 
 
 def test_names():
