@@ -221,7 +221,9 @@ def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | 
     if voxels.shape[2] < rules.min_slices:
         findings.refuse(case, file, f"at least {rules.min_slices} slices", f"{voxels.shape[2]}", "leave the case out")
     voxels = _check_finite(voxels, case, file, rules, findings)
-    if np.any(voxels.min(axis=(0, 1, 2)) == voxels.max(axis=(0, 1, 2))):
+    # channel by channel: numpy reduces a short last axis twenty times slower
+    channels = [voxels[..., i] for i in range(voxels.shape[3])] if voxels.ndim == 4 else [voxels]
+    if any(channel.min() == channel.max() for channel in channels):
         findings.doubt(case, file, "an image", f"the value {voxels.flat[0]} everywhere", "look at it")
     # nibabel's arrays lie in Fortran order: their transpose is hashed without a copy
     digest = hashlib.sha256(np.ascontiguousarray(voxels.T)).hexdigest()
