@@ -66,7 +66,7 @@ def misfit(file: str | os.PathLike, key: str) -> tuple[str, str, str] | None:
 
 
 def unlike_voxels(file: str | os.PathLike) -> tuple[str, str, str] | None:
-    """Why MONAI's reader would not give a network the pixels of :func:`read_photograph`: expected, found, what to do."""
+    """Why MONAI would not read the pixels of :func:`read_photograph`: expected, found, what to do."""
     with Image.open(file, formats=FORMATS) as image:
         if image.mode in ("LA", "RGBA"):
             return "grey or RGB", f"pixels of mode {image.mode}", "save it without the alpha channel"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from monai.transforms import Resized
+import torch
+import torch.nn.functional as F
+from monai.transforms import Resized, Zoomd
+
+LINEAR = {2: "bilinear", 3: "trilinear"}  # by the number of axes
 
 
 class ShrinkByAread(Resized):
@@ -22,7 +26,31 @@ class ShrinkByAread(Resized):
         super().__init__(keys, spatial_size, mode="area")
 
     def inverse(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        for key in self.key_iterator(data):
-            mode = "bilinear" if data[key].ndim == 3 else "trilinear"
-            data[key].applied_operations[-1]["extra_info"]["mode"] = mode
-        return super().inverse(data)
+        return super().inverse(_linear_back(self.key_iterator(data), data))
+
+
+class ZoomByAread(Zoomd):
+    """:class:`monai.transforms.Zoomd` by area, whose inverse is linear; see :class:`ShrinkByAread`.
+
+    Args:
+        keys: images ``(C, *spatial)`` with their meta data.
+        zoom: new size over old, for all axes or each; above 1 enlarges.
+    """
+
+    def __init__(self, keys: Any, zoom: float | Sequence[float], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, zoom, mode="area", keep_size=False, allow_missing_keys=allow_missing_keys)
+
+    def inverse(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        return super().inverse(_linear_back(self.key_iterator(data), data))
+
+
+def _linear_back(keys: Iterable, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The same data, whose last operation is inverted linearly."""
+    for key in keys:
+        data[key].applied_operations[-1]["extra_info"]["mode"] = LINEAR[data[key].ndim - 1]
+    return data
+
+
+def enlarge(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Logits ``(K, *spatial)`` of a reduced image, linearly on the grid ``(K, *size)`` that it was reduced from."""
+    return F.interpolate(logits[None], size=tuple(size), mode=LINEAR[logits.ndim - 1], align_corners=False)[0]

@@ -32,11 +32,12 @@ class Case:
     A case whose label is 2-D is a photograph; without a label, one whose image is 2-D, or ``(H, W, 3)`` and uint8.
 
     Args:
-        name: case id, also the file name.
+        name: the file name, also the case id where ``case`` gives no other.
         image: intensities, ``(*spatial)`` or ``(*spatial, C)``; of a photograph ``(H, W)`` or ``(H, W, 3)``.
         label: class numbers ``(*spatial)``; ``None`` for a case without one.
         affine: 4 x 4, voxel index to millimetres in RAS+ (the NIfTI convention); not for photographs.
         domain: where the scan comes from (scanner, centre, protocol), if that matters.
+        case: case id that several scans share, such as two time points of one patient.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case:
     label: np.ndarray | None = None
     affine: np.ndarray = field(default_factory=lambda: np.eye(4))
     domain: str | None = None
+    case: str | None = None
 
     @property
     def is_photograph(self) -> bool:
@@ -208,7 +210,7 @@ def _picture_problems(case: Case, dtype: type, flat: bool) -> list[str]:
 
 
 def _fold_problems(folds: Sequence[Sequence[str]], training: list[dict[str, str]]) -> list[str]:
-    names = {file_stem(item["image"]) for item in training}
+    names = {item.get("case", file_stem(item["image"])) for item in training}
     listed = [case for fold in folds for case in fold]
     unknown = [f"folds: {case} is no case of `training`" for case in listed if case not in names]
     return unknown + [f"folds: {case} is listed twice" for case in sorted({c for c in listed if listed.count(c) > 1})]
@@ -224,9 +226,7 @@ def _write_case(root: Path, case: Case, split: str, dtype: type) -> dict[str, st
     item = {"image": _write_file(root, "images", case, image.astype(dtype))}
     if case.label is not None and split != "unlabeled":
         item["label"] = _write_file(root, "labels", case, case.label.astype(np.uint8))
-    if case.domain is not None:
-        item["domain"] = case.domain
-    return item
+    return item | {key: text for key in ("case", "domain") if (text := getattr(case, key)) is not None}
 
 
 def _write_file(root: Path, folder: str, case: Case, array: np.ndarray) -> str:

@@ -15,6 +15,7 @@ from .nan_stop import refuse_bad_weights
 from .unwrap import unwrap
 
 logger = logging.getLogger(__name__)
+SELECTIONS = ("validation", "last")
 
 
 class BestModelSaver:
@@ -29,15 +30,25 @@ class BestModelSaver:
         path: the file, ``models/model.pt``.
         network: what to save; a ``DistributedDataParallel`` is unwrapped.
         evaluator: the validation of the trainer; None when there is none.
+        selection: ``validation``, as above, or ``last``: the weights at the end of the run whatever validation says,
+            so that the validation cases stay unseen and can be reported on.
+
+    Raises:
+        ValueError: the selection is another.
     """
 
-    def __init__(self, path: str | Path, network: nn.Module, evaluator: Evaluator | None = None) -> None:
+    def __init__(
+        self, path: str | Path, network: nn.Module, evaluator: Evaluator | None = None, selection: str = "validation"
+    ) -> None:
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {SELECTIONS}, got {selection!r}.")
+        self.selection = selection
         self.path = Path(path)
         self.network = network
         self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
-        if self.evaluator is not None:
+        if self.evaluator is not None and self.selection == "validation":
             # after the evaluator's own comparison, which its constructor registered on the same event
             self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
         engine.add_event_handler(Events.COMPLETED, self._completed)
@@ -57,6 +68,9 @@ class BestModelSaver:
                     state.epoch, self.path)
 
     def _completed(self, trainer: Engine) -> None:
+        if self.selection == "last":
+            self._save(trainer)
+            return
         validated = self.evaluator is not None and self.evaluator.state.best_metric_epoch != -1
         if validated and self.path.is_file():
             return

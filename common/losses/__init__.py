@@ -2,6 +2,7 @@
 
 from .bank_contrastive import BankContrastiveLoss, ClassMemoryBank
 from .class_statistics import ClassStatistics, GaussianStats
+from .expected_cross_entropy import ExpectedCrossEntropyLoss, margin_tables
 from .gaussian_contrastive import GaussianContrastiveLoss
 from .gaussian_kl import GaussianKLLoss, gaussian_kl
 from .spatial_contrastive import SimilarityContrastiveLoss, spatial_similarity
@@ -11,11 +12,13 @@ __all__ = [
     "BankContrastiveLoss",
     "ClassMemoryBank",
     "ClassStatistics",
+    "ExpectedCrossEntropyLoss",
     "GaussianContrastiveLoss",
     "GaussianKLLoss",
     "GaussianStats",
     "SimilarityContrastiveLoss",
     "SymmetricKLLoss",
     "gaussian_kl",
+    "margin_tables",
     "spatial_similarity",
 ]

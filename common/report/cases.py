@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 
 NAN = float("nan")
 UNITS = ("mm", "px")
@@ -30,14 +30,14 @@ def score_structure(
 ) -> dict[str, Any]:
     """Scores of one structure in one case.
 
-    ======================  ==============  =====  ================  ====================
-    truth / prediction      status          Dice   HD95, ASD         HD95, ASD found only
-    ======================  ==============  =====  ================  ====================
-    present / present       ok              Dice   distance          distance
-    present / empty         missed          0      volume diagonal   nan
-    empty / present         false_positive  0      nan               nan
-    empty / empty           absent          nan    nan               nan
-    ======================  ==============  =====  ================  ====================
+    ======================  ==============  =============  ================  ====================
+    truth / prediction      status          Dice, Jaccard  HD95, ASD         HD95, ASD found only
+    ======================  ==============  =============  ================  ====================
+    present / present       ok              share          distance          distance
+    present / empty         missed          0              volume diagonal   nan
+    empty / present         false_positive  0              nan               nan
+    empty / empty           absent          nan            nan               nan
+    ======================  ==============  =============  ================  ====================
 
     HD95 is the larger of the two directed 95th percentiles; ASD averages the distances of both surfaces to the other
     (symmetric). The unit stands in the names of their columns: ``hd95_mm``, ``asd_px``. Volumes are nan in 2D and
@@ -71,9 +71,9 @@ def score_structure(
     counts = {"truth_voxels": int(truth.sum()), "prediction_voxels": int(prediction.sum())}
     volumes = {"truth_ml": counts["truth_voxels"] * voxel_ml, "prediction_ml": counts["prediction_voxels"] * voxel_ml}
     status = _status(counts["truth_voxels"], counts["prediction_voxels"])
-    dice, hd95, asd = _measures(status, prediction, truth, spacing, distances, symmetric)
+    *shares, hd95, asd = _measures(status, prediction, truth, spacing, distances, symmetric)
     found = [value if status == "ok" else NAN for value in (hd95, asd)]
-    measures = dict(zip(_measure_names(unit), (dice, hd95, found[0], asd, found[1]), strict=True))
+    measures = dict(zip(_measure_names(unit), (*shares, hd95, found[0], asd, found[1]), strict=True))
     return {"status": status, **measures, **counts, **volumes}
 
 
@@ -85,17 +85,18 @@ def case_rows(
     spacing: Sequence[float],
     unit: str = "mm",
     symmetric: bool = True,
+    distances: bool = True,
     **extra: Any,
 ) -> list[dict[str, Any]]:
     """One row for each structure of two label maps, with ``extra`` columns (protocol, seed, ...) behind the case.
 
     Args:
         structures: label value to name, without the background.
-        spacing, unit, symmetric: as in :func:`score_structure`.
+        spacing, unit, symmetric, distances: as in :func:`score_structure`.
     """
     rows = []
     for label, name in structures.items():
-        scores = score_structure(prediction == label, truth == label, spacing, unit=unit, symmetric=symmetric)
+        scores = score_structure(prediction == label, truth == label, spacing, distances, unit, symmetric)
         rows.append({"case": case, **extra, "structure": name, **scores})
     return rows
 
@@ -141,12 +142,12 @@ def format_table(summary: Sequence[Mapping[str, Any]]) -> str:
     names = list(summary[0])[: list(summary[0]).index("n")] if summary else []
     unit = _unit(summary, "_mean")
     distances = [f"HD95 {unit}", f"HD95 {unit}, found only", f"ASD {unit}"]
-    head = [*names, "Dice", *distances, "n", "absent", "missed", "false positive"]
+    head = [*names, "Dice", "Jaccard", *distances, "n", "absent", "missed", "false positive"]
     body = [
         [
             *(str(line[name]) for name in names),
-            _plus_minus(line, "dice", 3),
-            *(_plus_minus(line, measure, 1) for measure in _measure_names(unit)[1:4]),
+            *(_plus_minus(line, measure, 3) for measure in ("dice", "jaccard")),
+            *(_plus_minus(line, measure, 1) for measure in _measure_names(unit)[2:5]),
             *(str(line[count]) for count in ("n", "n_absent", "n_missed", "n_false_positive")),
         ]
         for line in summary
@@ -164,7 +165,7 @@ def _status(truth_voxels: int, prediction_voxels: int) -> str:
 
 
 def _measure_names(unit: str) -> tuple[str, ...]:
-    return ("dice", f"hd95_{unit}", f"hd95_{unit}_found_only", f"asd_{unit}", f"asd_{unit}_found_only")
+    return ("dice", "jaccard", f"hd95_{unit}", f"hd95_{unit}_found_only", f"asd_{unit}", f"asd_{unit}_found_only")
 
 
 def _unit(rows: Sequence[Mapping[str, Any]], ending: str = "") -> str:
@@ -177,23 +178,24 @@ def _unit(rows: Sequence[Mapping[str, Any]], ending: str = "") -> str:
 
 def _measures(
     status: str, prediction: np.ndarray, truth: np.ndarray, spacing: list[float], distances: bool, symmetric: bool
-) -> tuple[float, float, float]:
-    """Dice, HD95, ASD."""
+) -> tuple[float, float, float, float]:
+    """Dice, Jaccard, HD95, ASD."""
     if status == "missed" and distances:
         diagonal = math.dist([0.0] * truth.ndim, [size * step for size, step in zip(truth.shape, spacing, strict=True)])
-        return 0.0, diagonal, diagonal
+        return 0.0, 0.0, diagonal, diagonal
     if status != "ok":
-        return NAN if status == "absent" else 0.0, NAN, NAN
+        share = NAN if status == "absent" else 0.0
+        return share, share, NAN, NAN
     pair = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
     options = {"include_background": True, "spacing": spacing}
-    dice = compute_dice(*pair, include_background=True).item()
+    shares = [compute(*pair, include_background=True).item() for compute in (compute_dice, compute_iou)]
     if not distances:
-        return dice, NAN, NAN
+        return *shares, NAN, NAN
     with warnings.catch_warnings():  # MONAI 1.6 calls a function of its own with an argument it has deprecated
         warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
         hd95 = compute_hausdorff_distance(*pair, percentile=95, **options).item()
         asd = compute_average_surface_distance(*pair, symmetric=symmetric, **options).item()
-    return dice, hd95, asd
+    return *shares, hd95, asd
 
 
 def _summary(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:

@@ -64,6 +64,25 @@ def save_overlay(
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
 
+def save_case_overlay(
+    path: str | Path,
+    case: Mapping[str, Any],
+    prediction: np.ndarray,
+    labels: Mapping[int, str],
+    title: str = "",
+    dice: Mapping[str, float] | None = None,
+) -> None:
+    """The overlay of a whole case, as :class:`common.data.whole_cases.CaseDataset` gives it; else as above.
+
+    MONAI reads photographs with x first: they are turned. Of 2 channels, or 4 and more, the first is drawn.
+    """
+    image, truth = case["native"].numpy(), case["label"].numpy()
+    image = image if len(image) in (1, 3) else image[:1]
+    if truth.ndim == 2:
+        image, truth, prediction = image.swapaxes(1, 2), truth.T, prediction.T
+    save_overlay(path, image, truth, prediction, labels, case["affine"], title, dice)
+
+
 def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None) -> tuple[np.ndarray, list]:
     """The image with channels in front, and the two maps; a volume of one slice as a plane."""
     image, maps = np.asarray(image), [None if given is None else np.asarray(given) for given in (truth, prediction)]

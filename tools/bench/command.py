@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("volume", "contrast")  # one module of this package each, with a function of that name
+NAMES = ("volume", "contrast", "augmentation", "scan")  # one module of this package each, with a function of that name
 
 
 def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> None:

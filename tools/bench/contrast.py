@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from common.losses import ClassStatistics, GaussianContrastiveLoss, GaussianStats
+
+from .timing import gradient, share_of_step
 
 PIXELS, WIDTH, CLASSES, TEMPERATURE = 65536, 32, 3, 0.5
 
@@ -32,7 +33,7 @@ def contrast(repeats: int) -> list[dict]:
     }
     seconds, slopes = {}, {}
     for name, form in forms.items():
-        seconds[name], slopes[name] = _gradient(form, features, repeats if name != "naive N x C x A x A" else 1)
+        seconds[name], slopes[name] = gradient(form, features, repeats if name != "naive N x C x A x A" else 1)
     apart = float((slopes["full"] - slopes["naive N x C x A x A"]).abs().max() / slopes["full"].abs().max())
     extra = _peak(lambda q: loss(q, labels, stats["full"]), features)
     rows = [{"part": "forward + backward, full covariance", "CPU s": seconds["full"],
@@ -51,17 +52,6 @@ def _naive(q: torch.Tensor, labels: torch.Tensor, stats: GaussianStats) -> torch
     s = (q[:, None, :, None] * cov * q[:, None, None, :]).sum((2, 3)) / TEMPERATURE**2
     linear = q @ stats.mean.T / TEMPERATURE
     return (torch.logsumexp(linear + s / 2, 1) - linear.gather(1, labels[:, None])[:, 0]).mean()
-
-
-def _gradient(form: Callable, features: torch.Tensor, repeats: int) -> tuple[float, torch.Tensor]:
-    times, slope = [], features
-    for _ in range(repeats + 1):
-        q = features.clone().requires_grad_()
-        start = time.process_time()
-        form(q).backward()
-        times.append(time.process_time() - start)
-        slope = q.grad
-    return min(times[1:]), slope
 
 
 def _peak(form: Callable, features: torch.Tensor) -> int:
@@ -90,21 +80,10 @@ def _share(repeats: int) -> dict:
     batch = {"image": image, "image_ram": torch.rand_like(image), "label": torch.randint(0, 3, (8, 1, 96, 96)),
              "domain": torch.arange(4).repeat_interleave(2)}  # fmt: skip
     term = FeatureContrast(ClassStatistics(3, 32, groups=4), GaussianContrastiveLoss(TEMPERATURE), 3)
-    network, best = UNet(), {"without": float("inf"), "with": float("inf")}
     segmentation = RegionLoss(DiceCELoss(sigmoid=True, squared_pred=True, batch=True), {"cup": [2], "disc": [1, 2]})
     restoration = RestorationDecoder(domains=4)
     objectives = {
         name: GeneralisationObjective(segmentation, SymmetricKLLoss(), restoration, own, log_every=10**9)
         for name, own in (("without", None), ("with", term))
     }
-    for _ in range(repeats + 1):
-        for name, objective in objectives.items():
-            start = time.process_time()
-            objective(network, batch)[1]["loss"].backward()
-            best[name] = min(best[name], time.process_time() - start)
-    return {
-        "part": "training step of 8 images of 96 x 96",
-        "CPU s with": best["with"],
-        "CPU s without": best["without"],
-        "share of the term": 1 - best["without"] / best["with"],
-    }
+    return share_of_step("training step of 8 images of 96 x 96", UNet(), objectives, batch, repeats)

@@ -12,15 +12,18 @@ from .table import Table
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, with a shape for each colour
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#999999")
+NAN = float("nan")
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
 def save_picture(tables: Sequence[Table], path: str | Path) -> None:
     """One panel a table, one dot for each variant and column; the bars are the standard deviation over seeds.
 
-    Panels of one measure have one scale.
+    Panels of one measure have one scale. More variants than there are colours get a row each, on a scale of their own.
     """
     names = list(dict.fromkeys(name for table in tables for name in table.lines))
+    if len(names) > len(_COLOURS):
+        return _save_rows(tables, names, path)
     across = panels_across(tables)
     down = -(-len(tables) // across)
     width = max(4.0, 0.9 + max(len(table.columns) for table in tables) * max(0.8, 0.16 * len(names) + 0.3))
@@ -45,6 +48,34 @@ def save_picture(tables: Sequence[Table], path: str | Path) -> None:
             axis.set_ylim(bottom=0)
     shown = [name for name in names if name in drawn]
     figure.legend([drawn[name] for name in shown], shown, loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _save_rows(tables: Sequence[Table], names: Sequence[str], path: str | Path) -> None:
+    """A row for each variant, a dot for each column."""
+    across = panels_across(tables)
+    down = -(-len(tables) // across)
+    figure = Figure(figsize=(1.5 + 3.6 * across, (1.3 + 0.24 * len(names)) * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+    for spare in axes[len(tables) :]:
+        spare.remove()
+    for axis, table in zip(axes, tables, strict=False):
+        for number, column in enumerate(table.columns):
+            means, spreads = zip(*(table.lines.get(name, [(NAN, NAN)] * len(table.columns))[number] for name in names),
+                                 strict=True)  # fmt: skip
+            axis.errorbar(
+                means, range(len(names)), xerr=[0 if spread != spread else spread for spread in spreads],
+                linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
+                markersize=5.5, elinewidth=1.2, label=column,
+            )  # fmt: skip
+        axis.set_xlabel(f"{table.label}, mean ± std over seeds")
+        axis.set_title(table.name)
+        axis.grid(axis="x", color="0.9")
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(table.columns))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
     figure.savefig(path, dpi=130)
 
 

@@ -68,8 +68,8 @@ def _table(name: str, rows: Rows, entry: dict[str, Any], settings: dict[str, Any
         lines[side] = [cell(group, measure) for group in groups] + [mean_cell(groups, measure)]
     if floor:
         lines[floor] = [(mean, math.nan) for mean, _ in lines[floor]]  # nothing of it has a seed
-    # rows of a unit are told apart by these
-    within = {*settings["grid"], *(key for other in settings["tables"] for key in other["columns"])}
+    # rows of a unit are told apart by these; images of one case, by `scan`, are not independent of each other
+    within = {"scan", *settings["grid"], *(key for other in settings["tables"] for key in other["columns"])}
     (_, ours), *rivals = sides.items()
     tests = {rival: paired(ours, theirs, measure, ("case", column), sorted(within)) for rival, theirs in rivals}
     digits = digits_of(measure, [mean for line in lines.values() for mean, _ in line])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from common.data import DataError, check_dataset, natural_key, read_dataset
+from common.data.draws import endless, one_thread, plain, slices
 
 from .regions import Regions
 from .sample import generate_sample_data
@@ -218,17 +218,6 @@ class DomainDataset(Dataset):
         return int(rng.choice(members))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a worker process: the last bits of a Fourier transform depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class DomainBatchSampler(Sampler):
     """Batches with a block of every domain, for ever reshuffled.
 
@@ -261,63 +250,9 @@ class DomainBatchSampler(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         rng = np.random.default_rng([self.seed, self.epoch, rank])
-        streams = [_endless(own, np.random.default_rng(rng.integers(2**63))) for own in self.members]
+        streams = [endless(own, np.random.default_rng(rng.integers(2**63))) for own in self.members]
         draw = rank * self.iterations * int(self.counts.sum())  # no two processes draw the same
         for _ in range(self.iterations):
             chosen = [next(stream) for stream, n in zip(streams, self.counts, strict=True) for _ in range(n)]
             yield [(index, draw + i) for i, index in enumerate(chosen)]
             draw += len(chosen)
-
-
-class CaseDataset(Dataset):
-    """Whole cases to be segmented and scored.
-
-    Args:
-        transform: deterministic; the image comes out at the network's size, the label and ``native`` at the case's own.
-    """
-
-    def __init__(self, data: Sequence[dict], transform: Callable) -> None:
-        self.data = list(data)
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.data[index]
-        done = self.transform({"image": item["image"], "label": item["label"]})
-        volume = str(item["image"]).endswith((".nii", ".nii.gz"))
-        label = done["label"]
-        return {
-            "image": plain(done["image"]).float(),
-            "label": plain(label)[0].to(torch.uint8),
-            "native": plain(done["native"]),
-            "affine": np.asarray(label.affine) if volume else None,
-            "spacing": [float(step) for step in label.pixdim] if volume else [1.0] * (label.ndim - 1),
-            "unit": "mm" if volume else "px",
-            "case": str(item.get("case") or item["image"]),
-            "domain": item.get("domain", "unknown"),
-        }
-
-
-def slices(image: torch.Tensor, label: torch.Tensor, spatial_dims: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Image ``(C, *spatial)`` and label, or their slices along the last axis when there is one axis too many."""
-    if image.ndim == spatial_dims + 1:
-        return [(image, label)]
-    if image.ndim == spatial_dims + 2 == 4:
-        return [(image[..., z].contiguous(), label[..., z].contiguous()) for z in range(image.shape[-1])]
-    raise DataError(f"expected images of {spatial_dims} axes, found {image.ndim - 1}; set spatial_dims.")
-
-
-def plain(tensor: Any) -> torch.Tensor:
-    return torch.as_tensor(tensor).as_subclass(torch.Tensor)
-
-
-def only_item(batch: list) -> Any:
-    """Collate for whole cases, which come one at a time."""
-    return batch[0]
-
-
-def _endless(members: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from rng.permutation(members).tolist()

@@ -6,7 +6,18 @@ import torch
 from monai.networks.layers.factories import Conv, Pool
 from torch import nn
 
-from .layers import LEVELS, NORMS, HalveAndUpsample, conv_norm_relu, crop, init_convolutions, make_norm, pad_to_multiple
+from common.networks.blocks import (
+    LEVELS,
+    check_image,
+    check_options,
+    conv_norm_relu,
+    crop,
+    init_convolutions,
+    make_norm,
+    pad_to_multiple,
+)
+
+from .layers import HalveAndUpsample
 
 
 class Encoder(nn.Module):
@@ -108,8 +119,7 @@ class UNet(nn.Module):
         self, spatial_dims: int = 2, in_channels: int = 3, out_channels: int = 2, width: int = 16, norm: str = "batch"
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3) or norm not in NORMS:
-            raise ValueError(f"spatial_dims must be 2 or 3 and norm one of {NORMS}, got {spatial_dims} and {norm!r}.")
+        check_options(spatial_dims, norm)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.encoder = Encoder(spatial_dims, in_channels, width, norm)
@@ -122,11 +132,7 @@ class UNet(nn.Module):
 
         The deepest map of an image of 16 or less in all axes is two long in the last one.
         """
-        if image.dim() != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f"expected an image (B, {self.in_channels}, *spatial) with {self.spatial_dims} spatial axes, "
-                f"got shape {list(image.shape)}."
-            )
+        check_image(image, self.spatial_dims, self.in_channels)
         maps = self.encoder(pad_to_multiple(image))
         return maps[-1], crop(self.decoder(maps), image.shape[2:])
 

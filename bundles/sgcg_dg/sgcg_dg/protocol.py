@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.data.shrink import enlarge
 
 BATCH = 8  # images that share their statistics with `bn="batch"`, as published
 BATCH_NORMS = ("eval", "batch")
@@ -87,9 +88,7 @@ def predict(network: nn.Module, cases: Sequence[dict], spatial_dims: int, bn: st
 
 def to_masks(logits: torch.Tensor, case: dict, protocol: Protocol) -> np.ndarray:
     """Boolean masks ``(K, *native)`` of the regions on the case's own grid."""
-    mode = {2: "bilinear", 3: "trilinear"}[logits.ndim - 1]
-    logits = F.interpolate(logits[None], size=tuple(case["label"].shape), mode=mode, align_corners=False)[0]
-    masks = threshold(logits, protocol)
+    masks = threshold(enlarge(logits, case["label"].shape), protocol)
     if masks.ndim == 4:
         masks = _drop_slices(masks, case["label"], protocol)
     masks = masks.numpy()

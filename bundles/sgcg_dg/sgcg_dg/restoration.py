@@ -8,7 +8,9 @@ import torch
 from monai.networks.layers.factories import Conv, Norm
 from torch import nn
 
-from .layers import LEVELS, HalveAndUpsample, crop, init_convolutions
+from common.networks.blocks import LEVELS, crop, init_convolutions
+
+from .layers import HalveAndUpsample
 
 
 class DomainNormReLU(nn.Module):

@@ -21,10 +21,12 @@ from monai.utils.enums import CommonKeys as Keys
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from common.data.whole_cases import CaseDataset
 from common.engine import load_checkpoint
-from common.report import format_table, save_overlay, score_structure, summarise, write_cases_csv
+from common.report import format_table, score_structure, summarise, write_cases_csv
+from common.report.overlay import save_case_overlay
 
-from .data import CaseDataset, DomainDataset
+from .data import DomainDataset
 from .features import between_domain_scatter, pixel_features, save_tsne
 from .protocol import BATCH_NORMS, Protocol, mean_masks, predict, to_masks, together
 from .regions import Regions
@@ -183,7 +185,4 @@ def draw_case(
     dice = {row["structure"]: row["dice"] for row in rows}
     prediction = regions.label_map(torch.from_numpy(masks)).numpy()
     file = folder / f"overlay_{case['case']}.png".replace(" ", "_")
-    image, truth = case["native"].numpy(), case["label"].numpy()
-    if truth.ndim == 2:  # MONAI reads photographs with x first
-        image, truth, prediction = image.swapaxes(1, 2), truth.T, prediction.T
-    save_overlay(file, image, truth, prediction, labels, case["affine"], case["case"], dice)
+    save_case_overlay(file, case, prediction, labels, case["case"], dice)

@@ -2,10 +2,6 @@
 
 import csv
 import json
-import logging
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,32 +10,21 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, run
-from monai.utils import set_determinism
 from PIL import Image
 from torch.nn import functional as F
 
 from common.data import read_dataset
-from common.data.write import Case, write_dataset
 from common.engine import load_checkpoint
 from common.engine.root_cause import root_cause
 from common.report import overlay_handler
 from sgcg_dg.network import UNet
 
+pytestmark = pytest.mark.usefixtures("restored")
 BUNDLE = Path(__file__).resolve().parents[3] / "bundles" / "sgcg_dg"
 CONFIGS = BUNDLE / "configs"
 NETWORK = {"image_size": [32, 32], "width": 4}
 TINY = {**NETWORK, "batch_size": 6, "iterations_per_epoch": 3, "max_epochs": 4, "val_interval": 2, "pictures": 0,
         "distances": False}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _restored():
-    """MONAI sets up determinism and logging for the whole process."""
-    level, handlers = logging.root.level, list(logging.root.handlers)
-    yield
-    set_determinism(None)
-    logging.root.setLevel(level)
-    logging.root.handlers[:] = handlers
 
 
 def places(folder, data):
@@ -279,51 +264,3 @@ def test_variants_of_the_comparison_run(tmp_path, sample_data):
         checkpoint, _ = train(tmp_path / group, sample_data, **options)
         assert checkpoint["epoch"] == 1
     assert checkpoint["objects"]["objective"]["contrast.memory.filled"].any()
-
-
-TOGETHER = """
-import sys
-from monai.bundle import run
-from monai.utils import set_determinism
-folder, fewshot, fundus, *order = sys.argv[1:]
-common = {"max_epochs": 1, "image_size": [32, 32], "pictures": 0, "distances": False}
-settings = {
-    "apscl_fewshot": {"dataset_dir": fewshot, "episodes_per_epoch": 2, "feat_dim": 8, "encoder_width": 8, "min_fg": 4,
-                      "protocols": ["parts3"]},
-    "sgcg_dg": {"dataset_dir": fundus, "iterations_per_epoch": 1, "batch_size": 6, "width": 4},
-}
-for bundle in order:
-    run(config_file=f"bundles/{bundle}/configs/train.json", ckpt_dir=f"{folder}/{bundle}/models",
-        output_dir=f"{folder}/{bundle}/eval", **common, **settings[bundle])
-    set_determinism(None)
-    print("done", bundle)
-"""
-
-
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    """A few scans for the other bundle."""
-
-    def scan(name):
-        rng = np.random.default_rng([*name.encode()])
-        label = np.zeros((40, 40, 9), np.uint8)
-        label[8:18, 8:20, 2:8], label[22:34, 10:30, 1:7] = 1, 2
-        label[4:7, 24:36, 2:8] = 3
-        image = 100 + 40 * label + rng.integers(0, 30, label.shape)
-        return Case(name, image.astype(np.uint8), label, np.diag([2.0, 2.0, 5.0, 1.0]))
-
-    cases = [scan(f"scan_{i}") for i in range(6)]
-    folder = tmp_path_factory.mktemp("scans") / "set"
-    return write_dataset(folder, "boxes", {"0": "MRI"}, {1: "a", 2: "b", 3: "c"}, training=cases)
-
-
-@pytest.mark.parametrize("order", [["apscl_fewshot", "sgcg_dg"], ["sgcg_dg", "apscl_fewshot"]])
-def test_two_bundles_in_one_process(tmp_path, sample_data, scans, order):
-    """With nothing set: each run puts its own folder on the path, and both share `common`."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TOGETHER, str(tmp_path), str(scans), str(sample_data), *order]
-    done = subprocess.run(command, cwd=BUNDLE.parents[1], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("done")] == [f"done {name}" for name in order]
-    for name in order:
-        assert {file.name for file in (tmp_path / name).rglob("*")} >= {"model.pt", "checkpoint.pt", "cases.csv"}

@@ -1,17 +1,16 @@
-"""What the data sets give: draws for training, batches, whole cases."""
+"""What the data set gives: draws for training and batches."""
 
 from itertools import pairwise
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, RandFlipd, Randomizable, Resized
+from monai.transforms import Compose, RandFlipd, Randomizable
 
 from common.data import DataError
 from sgcg_dg.amplitude import RandAmplitudeMixd
-from sgcg_dg.data import CaseDataset, DomainBatchSampler, DomainDataset, only_item, slices
+from sgcg_dg.data import DomainBatchSampler, DomainDataset
 
 
 def given(item):
@@ -132,8 +131,6 @@ def test_volumes_are_taken_slice_by_slice():
     assert len(whole) == 1 and torch.equal(whole[0]["image"], image)
     with pytest.raises(DataError, match="expected images of 3 axes, found 2; set spatial_dims"):
         DomainDataset(data, given, spatial_dims=3)
-    with pytest.raises(DataError, match="expected images of 2 axes, found 4"):
-        slices(torch.rand(1, 2, 2, 2, 2), torch.rand(1, 2, 2, 2, 2), 2)
 
 
 def test_bad_data_sets_are_refused():
@@ -216,37 +213,3 @@ def test_workers_do_not_change_the_batches():
     assert cases[:2] == cases[2:]
     assert epochs[0][0]["domain"].tolist() == [0, 0, 1, 1, 2, 2] and len(epochs[0]) == 3
     assert not torch.equal(epochs[0][0]["image_ram"], epochs[1][0]["image_ram"])
-
-
-# --- whole cases ---
-
-TRANSFORM = Compose([
-    LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), CopyItemsd("image", names="native"),
-    Resized("image", (16, 16), mode="area"),
-])  # fmt: skip
-
-
-def test_a_photograph_keeps_its_own_grid(tmp_path, paint, write_photos):
-    """MONAI reads photographs with x first; label and native image are read alike."""
-    folder = write_photos(tmp_path / "set", {"d": 2})
-    items = [{"image": str(folder / f"images/d_{i}.png"), "label": str(folder / f"labels/d_{i}.png"), "case": f"d_{i}",
-              "domain": "d"} for i in (1, 2)]  # fmt: skip
-    data = CaseDataset(items, TRANSFORM)
-    case, painted = only_item([data[1]]), paint("d_2")
-    assert len(data) == 2 and (case["case"], case["domain"], case["unit"]) == ("d_2", "d", "px")
-    assert case["image"].shape == (3, 16, 16) and type(case["image"]) is torch.Tensor
-    assert case["label"].dtype == torch.uint8 and np.array_equal(case["label"].numpy().T, painted.label)
-    assert np.array_equal(case["native"].numpy().T, painted.image)
-    assert case["spacing"] == [1.0, 1.0] and case["affine"] is None
-
-
-def test_a_volume_has_millimetres(tmp_path, paint):
-    painted, affine = paint("v", size=(12, 10, 4), channels=1), np.diag([2.0, 3.0, 5.0, 1.0])
-    for kind in ("image", "label"):
-        nib.save(nib.Nifti1Image(getattr(painted, kind), affine), tmp_path / f"{kind}.nii.gz")
-    entry = {kind: str(tmp_path / f"{kind}.nii.gz") for kind in ("image", "label")}
-    data = CaseDataset([entry], Compose([*TRANSFORM.transforms[:3], Resized("image", (16, 16, -1), mode="area")]))
-    case = data[0]
-    assert case["image"].shape == (1, 16, 16, 4) and np.array_equal(case["label"].numpy(), painted.label)
-    assert case["spacing"] == [2.0, 3.0, 5.0] and case["unit"] == "mm" and np.array_equal(case["affine"], affine)
-    assert case["domain"] == "unknown" and case["case"] == entry["image"]

@@ -10,10 +10,12 @@ from monai.handlers import MeanDice, from_engine
 from monai.losses import DiceCELoss
 from torch import nn
 
+from common.data.draws import only_item
 from common.engine import ObjectiveTrainer, loss_terms, save_atomic
 from common.losses import ClassStatistics, GaussianContrastiveLoss, SymmetricKLLoss
+from common.report import overlay
 from sgcg_dg import trainer as module
-from sgcg_dg.data import DomainDataset, only_item
+from sgcg_dg.data import DomainDataset
 from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, RegionLoss
 from sgcg_dg.restoration import RestorationDecoder
 from sgcg_dg.trainer import DomainEvaluator
@@ -64,7 +66,7 @@ def image_of(label, blue=0.0):
 
 
 def make_case(name, truth, predicted, domain="d", **changes):
-    """As :class:`sgcg_dg.data.CaseDataset` gives it."""
+    """As :class:`common.data.whole_cases.CaseDataset` gives it."""
     native = torch.rand(3, *truth.shape) * 255
     return {"image": image_of(predicted), "label": truth, "native": native, "affine": None, "spacing": [1.0, 1.0],
             "unit": "px", "case": name, "domain": domain} | changes  # fmt: skip
@@ -256,8 +258,8 @@ def test_the_features_have_a_row_of_their_own(cases, tmp_path):
 def test_pictures_of_the_first_cases_replace_older_ones(cases, tmp_path, monkeypatch):
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "overlay_of_an_older_run.png").touch()
-    drawn, save, maps = [], module.save_overlay, []
-    monkeypatch.setattr(module, "save_overlay", lambda *args: (drawn.append(args), save(*args)))
+    drawn, save, maps = [], overlay.save_overlay, []
+    monkeypatch.setattr(overlay, "save_overlay", lambda *args: (drawn.append(args), save(*args)))
     monkeypatch.setattr(module, "save_tsne", lambda *args: maps.append(args))  # tested with the features
     network = Painted()
     evaluator = make_evaluator([cases[3], *cases[:3]], network)

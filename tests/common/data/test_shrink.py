@@ -6,6 +6,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
 from common.data import ShrinkByAread
+from common.data.shrink import enlarge
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,12 @@ def test_there_by_area_and_back_linearly(shape, size, mode):
     back = Invertd("pred", there, "image", nearest_interp=False, to_tensor=True)({**done, "pred": logits})["pred"]
     expected = F.interpolate(logits.as_tensor()[None], shape, mode=mode, align_corners=False)[0]
     torch.testing.assert_close(back.as_tensor(), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(enlarge(logits.as_tensor(), shape), expected)
+
+
+def test_enlarging_keeps_what_lies_where():
+    """A ramp of voxel centres stays that ramp: every voxel becomes two, a quarter of it to either side."""
+    ramp = torch.arange(4.0)[None, None].expand(1, 3, 4)
+    expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    torch.testing.assert_close(enlarge(ramp, (3, 8)), expected.expand(1, 3, 8))
+    assert torch.equal(enlarge(ramp, torch.Size([3, 4])), ramp)

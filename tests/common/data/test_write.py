@@ -49,6 +49,14 @@ def test_labels_of_unlabelled_cases_are_not_written(tmp_path):
     assert [p.name for p in (folder / "labels").iterdir()] == ["a.nii.gz"]
 
 
+def test_scans_that_share_a_case(tmp_path):
+    two = [case("p1_a", case="p1"), case("p1_b", case="p1", domain="east")]
+    folder = write_dataset(tmp_path / "set", "set", MODALITY, LABELS, training=[*two, case("c")], folds=[["p1"], ["c"]])
+    found = read_dataset(folder)
+    assert [(i["case"], i.get("domain")) for i in found.training] == [("p1", None), ("p1", "east"), ("c", None)]
+    assert found.training[1]["image"].endswith("p1_b.nii.gz") and found.folds == [["p1"], ["c"]]
+
+
 def test_other_types_are_kept(tmp_path):
     one = Case("ct", np.array([[[-1000.4, 1500.0]]]), np.array([[[0, 1]]]))
     folder = write_dataset(tmp_path / "set", "set", MODALITY, LABELS, training=[one], dtype=np.int16)

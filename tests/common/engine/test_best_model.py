@@ -96,3 +96,49 @@ def test_a_resumed_run_whose_best_model_is_gone_leaves_a_model(build, tmp_path, 
     run.trainer.run()
     torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
     assert "no best model at" in caplog.text
+
+
+# --- selection: last ---
+
+
+def keep_last(run, folder):
+    """In the place of the run's own saver of models."""
+    saver = BestModelSaver(folder / "last.pt", run.network, run.evaluator, selection="last")
+    saver.attach(run.trainer)
+    return saver.path
+
+
+@pytest.mark.parametrize("metric", [{1: 0.9, 2: 0.5, 3: 0.1}, {1: NAN, 2: 0.5, 3: NAN}, {}])
+def test_last_weights_whatever_validation_says(build, tmp_path, metric, caplog):
+    run = build(tmp_path, max_epochs=3, metric=metric)
+    path, seen = keep_last(run, tmp_path), weights_by_epoch(run)
+    caplog.clear()
+    there = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: there.append(path.exists()))
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(path), dict(seen[3]), rtol=0, atol=0)
+    assert there == [False, False, False]  # nothing that validation may have chosen
+    assert str(path) not in caplog.text  # as asked for: nothing to warn of
+
+
+def test_last_replaces_the_model_of_an_older_run(build, tmp_path):
+    run = build(tmp_path, max_epochs=1, metric={1: 0.1})
+    (tmp_path / "last.pt").write_bytes(b"another run")
+    run.evaluator.state.best_metric_epoch = 1
+    path = keep_last(run, tmp_path)
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(path), dict(run.network.state_dict()), rtol=0, atol=0)
+
+
+def test_a_resumed_run_with_nothing_left_leaves_the_last_weights(build, tmp_path):
+    first = build(tmp_path, max_epochs=2)
+    first.trainer.run()
+    run = build(tmp_path, max_epochs=2, resume=True)
+    path = keep_last(run, tmp_path)
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(path), dict(first.network.state_dict()), rtol=0, atol=0)
+
+
+def test_another_selection_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="selection must be one of .*validation.*last.*, got 'test'"):
+        BestModelSaver(tmp_path / "model.pt", torch.nn.Linear(1, 1), selection="test")

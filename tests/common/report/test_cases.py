@@ -34,6 +34,7 @@ def test_distances_worked_by_hand():
 def test_dice_and_volumes_worked_by_hand():
     row = score_structure(box((0, 0, 0), (4, 4, 4)), box((2, 0, 0), (6, 4, 4)), SPACING)
     assert row["dice"] == pytest.approx(0.5)  # 64 voxels each, half of them shared
+    assert row["jaccard"] == pytest.approx(32 / 96)
     assert row["truth_ml"] == row["prediction_ml"] == pytest.approx(64 * 10 / 1000)
 
 
@@ -50,22 +51,33 @@ def test_distances_equal_scipy(seed, spacing):
     assert row["hd95_mm_found_only"] == row["hd95_mm"] and row["asd_mm_found_only"] == row["asd_mm"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_jaccard_is_intersection_over_union(seed):
+    truth, prediction = np.random.default_rng(seed).random((2, 9, 8, 7)) > 0.6
+    row = score_structure(prediction, truth, SPACING, distances=False)
+    assert row["jaccard"] == pytest.approx((truth & prediction).sum() / (truth | prediction).sum())
+    assert list(row)[:3] == ["status", "dice", "jaccard"] and math.isnan(row["hd95_mm"])
+
+
 def test_missed_structure_counts_with_the_diagonal_of_the_volume():
     row = score_structure(box((0, 0, 0), (0, 0, 0)), box((1, 1, 1), (3, 3, 3)), SPACING)
     diagonal = math.sqrt(12**2 + 20**2 + 30**2)
     assert (row["status"], row["dice"], row["hd95_mm"], row["asd_mm"]) == ("missed", 0, diagonal, diagonal)
+    assert row["jaccard"] == 0
     assert math.isnan(row["hd95_mm_found_only"]) and math.isnan(row["asd_mm_found_only"])
 
 
 def test_false_positive_costs_dice_and_shows_its_volume():
     row = score_structure(box((1, 1, 1), (3, 3, 3)), box((0, 0, 0), (0, 0, 0)), SPACING)
     assert (row["status"], row["dice"], row["prediction_ml"]) == ("false_positive", 0, pytest.approx(0.08))
+    assert row["jaccard"] == 0
     assert math.isnan(row["hd95_mm"]) and math.isnan(row["asd_mm"])
 
 
 def test_absent_structure_is_not_scored():
     row = score_structure(box((0, 0, 0), (0, 0, 0)), box((0, 0, 0), (0, 0, 0)), SPACING)
     assert row["status"] == "absent" and math.isnan(row["dice"]) and math.isnan(row["hd95_mm"])
+    assert math.isnan(row["jaccard"])
 
 
 def test_volumes_have_no_meaning_in_2d():
@@ -131,6 +143,13 @@ def test_summary_counts_everything(rows):
     assert liver["hd95_mm_mean"] == pytest.approx(12 / 2)  # 0 and the diagonal of 8 x 8 x 4
     assert liver["hd95_mm_found_only_mean"] == 0 and math.isnan(liver["hd95_mm_found_only_std"])
     assert spleen["dice_mean"] == 1 and pooled["n"] == 8 and pooled["dice_mean"] == pytest.approx(5 / 7)
+    assert pooled["jaccard_mean"] == pytest.approx(5 / 7) and liver["jaccard_std"] == pytest.approx(math.sqrt(1 / 3))
+
+
+def test_distances_may_be_left_out_of_a_case():
+    full = box((1, 1, 1), (4, 4, 3)) * 1
+    [row] = case_rows("a", full, full, {1: "liver"}, (1, 1, 1), distances=False, scan="a_2")
+    assert row["dice"] == 1 and math.isnan(row["asd_mm"]) and list(row)[:3] == ["case", "scan", "structure"]
 
 
 def test_summary_by_an_extra_column(rows):
@@ -145,17 +164,18 @@ def test_table(rows):
     lines = format_table(summarise(rows, by=("protocol", "structure"))).splitlines()
     assert len({len(line) for line in lines}) == 1 and set(lines[1]) <= set("|- ")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0][:4] == ["protocol", "structure", "Dice", "HD95 mm"] and cells[0][-3:] == [
+    assert cells[0][:5] == ["protocol", "structure", "Dice", "Jaccard", "HD95 mm"] and cells[0][-3:] == [
         "absent",
         "missed",
         "false positive",
     ]
-    assert cells[2] == ["x", "liver", "0.333 ± 0.577", "6.0 ± 8.5", "0.0", "6.0 ± 8.5", "4", "1", "1", "1"]
+    assert cells[2][:4] == ["x", "liver", "0.333 ± 0.577", "0.333 ± 0.577"]
+    assert cells[2][4:] == ["6.0 ± 8.5", "0.0", "6.0 ± 8.5", "4", "1", "1", "1"]
 
 
 def test_table_of_a_structure_that_is_never_there_and_of_nothing():
     rows = case_rows("a", np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), {1: "liver"}, (1, 1, 1))
-    assert "| liver     | -    | -       |" in format_table(summarise(rows))
+    assert "| liver     | -    | -       | -       |" in format_table(summarise(rows))
     assert summarise([]) == [] and format_table([]).startswith("| Dice")
 
 
@@ -168,7 +188,7 @@ def test_the_table_has_the_unit_of_the_rows(rows):
     lines = format_table(summary).splitlines()
     assert "| HD95 px | HD95 px, found only | ASD px |" in lines[0] and "mm" not in lines[0]
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
-        "east", "disc", "0.000", "4.9", "4.9", "3.0", "1", "0", "0", "0"]
+        "east", "disc", "0.000", "0.000", "4.9", "4.9", "3.0", "1", "0", "0", "0"]
     with pytest.raises(ValueError, match="distances in one unit, found mm and px"):
         summarise([*rows, *photographs])
 

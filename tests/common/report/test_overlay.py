@@ -1,12 +1,13 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from common.report import save_overlay
-from common.report.overlay import _checked, _choose, _figure, _headline, _panels
+from common.report import overlay, save_overlay
+from common.report.overlay import _checked, _choose, _figure, _headline, _panels, save_case_overlay
 
 # A patient in RAS+, 1 x 1 x 4 mm: a bright sheet on the left, a label at the back, higher slices brighter.
 SIZE = (20, 30, 6)
@@ -143,3 +144,23 @@ def test_headline():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="do not fit"):
         save_overlay("never.png", np.zeros((4, 4)), np.zeros((4, 5)), np.zeros((4, 4)), {1: "a"})
+
+
+@pytest.mark.parametrize(("shape", "drawn"), [((3, 6, 8), (3, 8, 6)), ((1, 6, 8, 4), (1, 6, 8, 4)),
+                                              ((4, 6, 8, 5), (1, 6, 8, 5))])  # fmt: skip
+def test_a_whole_case(tmp_path, monkeypatch, shape, drawn):
+    """Photographs come with x first; of several channels the first is drawn."""
+    calls, save = [], overlay.save_overlay
+    monkeypatch.setattr(overlay, "save_overlay", lambda *args: (calls.append(args), save(*args)))
+    native, label = torch.rand(shape), torch.zeros(shape[1:], dtype=torch.uint8)
+    label[1:4, 2:6] = 1
+    found = label.numpy().copy()
+    found[1] = 0
+    case = {"native": native, "label": label, "affine": None if len(shape) == 3 else np.diag([1.0, 1.0, 3.0, 1.0])}
+    save_case_overlay(tmp_path / "case.png", case, found, {1: "box"}, "case 7", {"box": 0.8})
+    [(path, image, truth, prediction, labels, affine, title, dice)] = calls
+    assert path.stat().st_size > 5000 and (title, dice, labels) == ("case 7", {"box": 0.8}, {1: "box"})
+    turned = (lambda array: array.swapaxes(-1, -2)) if len(shape) == 3 else (lambda array: array)
+    assert image.shape == drawn and np.array_equal(image, turned(native.numpy()[: drawn[0]]))
+    assert np.array_equal(truth, turned(label.numpy())) and np.array_equal(prediction, turned(found))
+    assert affine is case["affine"]

@@ -71,3 +71,21 @@ def test_more_than_three_panels_make_rows(draw, names, across):
     figure, _ = draw(*tables)
     tops = {round(axis.get_position().y1, 2) for axis in figure.axes}
     assert len(figure.axes) == len(names) and len(tops) == math.ceil(len(names) / across)
+
+
+def test_many_variants_get_a_row_each(tmp_path, monkeypatch):
+    kept = []
+    savefig = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig",
+                        lambda figure, *args, **options: (kept.append(figure), savefig(figure, *args, **options)))
+    lines = {f"setting {i}": [(50 + i, 2), (40 + i, math.nan)] for i in range(9)}
+    few = {"setting 3": [(7, 1), (8, 1)]}
+    save_picture([table_of("eval", lines=lines), table_of("eval", "Scatter", few)], tmp_path / "table.png")
+    left, right = kept[0].axes
+    assert [text.get_text() for text in left.get_yticklabels()] == list(lines)
+    dots = [list(container.lines[0].get_xdata()) for container in left.containers]
+    assert dots == [[50 + i for i in range(9)], [40 + i for i in range(9)]]
+    found = right.containers[1].lines[0].get_xdata()
+    assert found[3] == 8 and all(math.isnan(value) for i, value in enumerate(found) if i != 3)
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first variant on top
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["liver", "mean"]

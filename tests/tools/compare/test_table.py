@@ -112,3 +112,22 @@ def test_cases_without_a_number_on_one_side_are_left_out_on_both():
     test = make_tables(rows, SETTINGS | {"floor": {}})[0].tests["theirs"]
     # spleen of a: (0.9 - 0.1 + 0.1) / 2; the other three 0.1 as ever, liver of a from seed 1, spleen of b from seed 0
     assert test.n == 4 and round(test.mean, 6) == 100 * round((0.45 + 3 * 0.1) / 4, 8)
+
+
+def test_jaccard_is_a_share():
+    rows = [row | {"jaccard": row["dice"] / 2} for row in rows_of(["parts3"])]
+    tables = make_tables(rows, SETTINGS | {"tables": [entry("jaccard", "structure")], "floor": {}})
+    assert format_tables(tables, "ours").splitlines()[:3] == [
+        "| Jaccard (%) | liver      | spleen     | mean       |",
+        "| ----------- | ---------- | ---------- | ---------- |",
+        "| ours        | 35.0 ± 7.1 | 12.5 ± 3.5 | 23.8 ± 5.3 |"]
+
+
+def test_scans_of_a_case_are_paired_one_by_one_and_make_one_unit():
+    """Two time points of each patient. One of patient a has no number on one side: the other's does not count there."""
+    scores = {("a", "ed"): (0.8, 0.7), ("a", "es"): (0.2, math.nan), ("b", "ed"): (0.6, 0.4), ("b", "es"): (0.5, 0.1)}
+    rows = [{"variant": variant, "structure": "liver", "seed": 0, "case": case, "scan": scan, "dice": pair[side]}
+            for (case, scan), pair in scores.items() for side, variant in enumerate(("ours", "theirs"))]  # fmt: skip
+    [table] = make_tables(rows, SETTINGS | {"tables": [entry("dice", "structure")], "floor": {}})
+    assert round(table.lines["ours"][0][0], 6) == 52.5  # all four
+    assert table.tests["theirs"].n == 2 and round(table.tests["theirs"].mean, 6) == (10 + (20 + 40) / 2) / 2

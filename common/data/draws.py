@@ -1,0 +1,55 @@
+"""What gives every draw of a training the same bits, whatever the workers, the threads and the epochs before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from .dataset import DataError
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a worker process: the last bits of a Fourier transform depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def endless(members: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+    """The members in a random order, each once; then again in another order, for ever."""
+    while True:
+        yield from rng.permutation(members).tolist()
+
+
+def slices(
+    image: torch.Tensor, label: torch.Tensor | None, spatial_dims: int
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Image ``(C, *spatial)`` and label, if any, or their slices along the last axis when there is one axis too many.
+
+    Raises:
+        DataError: the image has another number of axes.
+    """
+    if image.ndim == spatial_dims + 1:
+        return [(image, label)]
+    if image.ndim == spatial_dims + 2 == 4:
+        return [(image[..., z].contiguous(), None if label is None else label[..., z].contiguous())
+                for z in range(image.shape[-1])]  # fmt: skip
+    raise DataError(f"expected images of {spatial_dims} axes, found {image.ndim - 1}; set spatial_dims.")
+
+
+def plain(tensor: Any) -> torch.Tensor:
+    """Without the meta data and the history that MONAI attaches."""
+    return torch.as_tensor(tensor).as_subclass(torch.Tensor)
+
+
+def only_item(batch: list) -> Any:
+    """Collate for whole cases, which come one at a time."""
+    return batch[0]

@@ -1,0 +1,24 @@
+"""What the semi-supervised bundles share: two streams of data, a teacher, the bases they build on, scoring of cases."""
+
+from .bases import CopyPaste, MeanTeacherBase, Step, Supervised, Voxels, choose_base
+from .data import PairDataset, PairSampler, read_semi_supervised
+from .evaluator import CaseEvaluator
+from .region_loss import DiceCERegionLoss, PseudoLabels
+from .teacher import MeanTeacher, TeacherUpdate
+
+__all__ = [
+    "CaseEvaluator",
+    "CopyPaste",
+    "DiceCERegionLoss",
+    "MeanTeacher",
+    "MeanTeacherBase",
+    "PairDataset",
+    "PairSampler",
+    "PseudoLabels",
+    "Step",
+    "Supervised",
+    "TeacherUpdate",
+    "Voxels",
+    "choose_base",
+    "read_semi_supervised",
+]

@@ -1,0 +1,223 @@
+"""What a semi-supervised method is built on: a loss on labelled and unlabelled images, of a student and its teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from common.networks.linear_head import forward_with_features
+
+from .region_loss import DiceCERegionLoss, PseudoLabels
+from .teacher import MeanTeacher
+
+
+@dataclass
+class Voxels:
+    """Features ``(B, A, *spatial)`` before the classifier, its logits, labels ``(B, *spatial)``, -1 where unknown."""
+
+    features: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor
+    confidence: torch.Tensor | None = None
+
+
+@dataclass
+class Step:
+    """A training step of a base: its loss and terms, and the features that a plug-in works on."""
+
+    loss: torch.Tensor
+    labelled: Voxels
+    unlabelled: Voxels | None = None  # by the teacher, with pseudo-labels
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Supervised(nn.Module):
+    """The labelled images alone.
+
+    Args:
+        head: name of the network's 1x1 classifier.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, head: str, loss: nn.Module | None = None) -> None:
+        super().__init__()
+        self.head, self.loss = head, loss or DiceCERegionLoss()
+
+    def start(self, total_steps: int) -> int:
+        """The step from which unlabelled images take part."""
+        return total_steps
+
+    def forward(
+        self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
+    ) -> Step:
+        labels = batch["label"][:, 0]
+        logits, features = forward_with_features(network, batch["image"], self.head)
+        return Step(self.loss(logits, labels), Voxels(features, logits, labels))
+
+
+class MeanTeacherBase(Supervised):
+    r"""Consistency with the teacher: loss(x) + w(t) d(student(u), teacher(u + noise)).
+
+    d is the mean squared difference of the probabilities, :math:`w(t) = w e^{-5(1 - t/T_r)^2}`, constant from the step
+    T_r on. With ``passes``, d takes only voxels where the teacher is certain (UA-MT): the entropy of its mean
+    prediction over that many passes with dropout and noise lies below :math:`(\tfrac34 + \tfrac14 r(t)) \ln K`, with r
+    the ramp above.
+
+    Source: Tarvainen and Valpola, NIPS 2017; Yu et al., "Uncertainty-aware Self-ensembling Model", MICCAI 2019.
+    Departure: labelled and unlabelled images pass through the network one after the other, since statistics over both
+    spoil batch norm.
+
+    Args:
+        weight: w.
+        ramp: T_r as a share of the training.
+        noise: standard deviation of the noise on the teacher's input; it is cut at twice that.
+        passes: of the uncertainty; 0 uses all voxels.
+    """
+
+    needs_teacher = True
+
+    def __init__(
+        self, head: str, loss: nn.Module | None = None, weight: float = 0.1, ramp: float = 0.4, noise: float = 0.1,
+        passes: int = 0, largest_component: bool = True,
+    ) -> None:
+        super().__init__(head, loss)
+        self.weight, self.ramp, self.noise, self.passes = weight, ramp, noise, passes
+        self.pseudo_labels = PseudoLabels(largest_component)
+
+    def start(self, total_steps: int) -> int:
+        return 0
+
+    def forward(
+        self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
+    ) -> Step:
+        done = super().forward(network, teacher, batch, step, total)
+        image = batch["unlabeled"]
+        ramp = sigmoid_ramp(step, self.ramp * total)
+        taught, features = teacher(self._noisy(image), self.head)
+        certain = self._certain(teacher, image, ramp)
+        found = network(image)
+        square = (found.float().softmax(1) - taught.float().softmax(1)).square().mean(1)
+        distance = square.mean() if certain is None else (square * certain).sum() / certain.sum().clamp(min=1)
+        labels, confidence = self.pseudo_labels(taught)
+        terms = {"seg": done.loss, "consistency": distance}
+        if certain is not None:
+            terms["certain"] = certain.float().mean()
+        unlabelled = Voxels(features, taught, labels, confidence)
+        return Step(done.loss + self.weight * ramp * distance, done.labelled, unlabelled, terms)
+
+    def _noisy(self, image: torch.Tensor) -> torch.Tensor:
+        return image + (torch.randn_like(image) * self.noise).clamp(-2 * self.noise, 2 * self.noise)
+
+    @torch.no_grad()
+    def _certain(self, teacher: MeanTeacher, image: torch.Tensor, ramp: float) -> torch.Tensor | None:
+        """Voxels ``(B, *spatial)`` whose mean prediction has a low entropy."""
+        if not self.passes:
+            return None
+        dropout = [m for m in teacher.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+        for module in dropout:
+            module.train()
+        mean = sum(teacher.network(self._noisy(image)).float().softmax(1) for _ in range(self.passes)) / self.passes
+        for module in dropout:
+            module.eval()
+        entropy = -torch.special.xlogy(mean, mean).sum(1)
+        return entropy < (0.75 + 0.25 * ramp) * math.log(mean.shape[1])
+
+
+class CopyPaste(Supervised):
+    r"""Bidirectional copy-paste: boxes of labelled images in unlabelled ones and the reverse.
+
+    Two stages. First labelled images are pasted into labelled ones. Then, with M = 0 in one random box of ``box`` of
+    each axis and 1 outside, half of the images of each kind make :math:`M x_l + (1 - M) x_u`, the other half
+    :math:`M x_u + (1 - M) x_l`; the student learns the true labels in its part of each and, at ``pseudo_weight``, the
+    teacher's labels in the other. The teacher starts from the student when the second stage starts.
+
+    Source: Bai et al., CVPR 2023 (BCP).
+
+    Args:
+        pretrain: the first stage's share of the training.
+        box: edge of the box as a share of the patch.
+        pseudo_weight: weight of the pseudo-labelled part.
+
+    Raises:
+        ValueError: ``pretrain`` or ``box`` is out of its range; a batch is not even.
+    """
+
+    needs_teacher = True
+
+    def __init__(
+        self, head: str, loss: nn.Module | None = None, pretrain: float = 0.3, box: float = 2 / 3,
+        pseudo_weight: float = 0.5, largest_component: bool = True,
+    ) -> None:
+        super().__init__(head, loss)
+        if not 0 <= pretrain <= 1 or not 0 < box <= 1:
+            raise ValueError(f"copy-paste: expected pretrain in [0, 1] and box in (0, 1], got {pretrain} and {box}.")
+        self.pretrain, self.box, self.pseudo_weight = pretrain, box, pseudo_weight
+        self.pseudo_labels = PseudoLabels(largest_component)
+
+    def start(self, total_steps: int) -> int:
+        return round(self.pretrain * total_steps)
+
+    def forward(
+        self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
+    ) -> Step:
+        image, label = batch["image"], batch["label"][:, 0]
+        half = len(image) // 2
+        if len(image) % 2:
+            raise ValueError(f"copy-paste needs an even batch_size, got {len(image)}.")
+        outside = outside_box(image.shape[2:], self.box).to(image.device)
+        if step < self.start(total):
+            mixed = torch.where(outside, image, image.roll(half, 0))
+            labels = torch.where(outside, label, label.roll(half, 0))
+            logits, features = forward_with_features(network, mixed, self.head)
+            return Step(self.loss(logits, labels), Voxels(features, logits, labels))
+        other = batch["unlabeled"]
+        taught, features = teacher(other, self.head)
+        pseudo, confidence = self.pseudo_labels(taught)
+        true = torch.stack([outside] * half + [~outside] * half)  # where each mixed image shows a labelled one
+        mixed = torch.where(true[:, None], image, other)
+        logits, student = forward_with_features(network, mixed, self.head)
+        labels = torch.where(true, label, -1)
+        # the two kinds of mixture have a Dice of their own each, as published
+        parts = [slice(0, half), slice(half, None)]
+        supervised = sum(self.loss(logits[part], labels[part]) for part in parts)
+        taught_part = sum(self.loss(logits[part], torch.where(true, -1, pseudo)[part]) for part in parts)
+        return Step(
+            supervised + self.pseudo_weight * taught_part,
+            Voxels(student, logits, labels),
+            Voxels(features, taught, pseudo, confidence),
+            {"seg": supervised, "pseudo": taught_part},
+        )
+
+
+def outside_box(size: torch.Size, share: float) -> torch.Tensor:
+    """False in one random box of ``share`` of each axis, True outside; ``(*size)``."""
+    outside = torch.ones(*size, dtype=torch.bool)
+    place = []
+    for length in size:
+        edge = max(1, int(length * share))
+        first = int(torch.randint(length - edge + 1, ()))
+        place.append(slice(first, first + edge))
+    outside[tuple(place)] = False
+    return outside
+
+
+def sigmoid_ramp(step: float, length: float) -> float:
+    r""":math:`e^{-5 (1 - t)^2}` with t = step / length, at most 1 (Laine and Aila, ICLR 2017)."""
+    done = min(step / length, 1.0) if length > 0 else 1.0
+    return math.exp(-5 * (1 - done) ** 2)
+
+
+def choose_base(name: str, bases: Mapping[str, nn.Module]) -> nn.Module:
+    """The base of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in bases:
+        raise ValueError(f"base: expected one of {', '.join(bases)}, found {name}.")
+    return bases[name]

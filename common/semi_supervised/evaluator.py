@@ -1,0 +1,129 @@
+"""Validation and report of whole cases on their own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
+from monai.transforms import KeepLargestConnectedComponent
+from monai.utils.enums import CommonKeys as Keys
+from tqdm import tqdm
+
+from common.data.draws import plain
+from common.data.shrink import enlarge
+from common.data.whole_cases import CaseDataset
+from common.engine import load_checkpoint
+from common.engine.unwrap import unwrap
+from common.report import case_rows, format_table, summarise, write_cases_csv
+from common.report.overlay import save_case_overlay
+
+logger = logging.getLogger(__name__)
+SELECTIONS = {"last": "that of the last iteration", "validation": "the best on `validation`"}
+OPTIMISTIC = ("These figures are optimistic: the checkpoint was chosen by the very cases that are scored. Labelled "
+              "cases in `test` give honest ones.")  # fmt: skip
+
+
+class CaseEvaluator(SupervisedEvaluator):
+    """Segments whole cases and scores them on the grid of their labels, whatever size the network sees.
+
+    Logits are enlarged linearly; the class of a voxel is that of the highest one, and its channel is the label id.
+    ``engine.state.output`` has one entry: ``pred`` and ``label``, one-hot without background ``(K - 1, *native)``.
+
+    Args:
+        labels: label id to name.
+        test: cases of the report; without any, the report is on the validation.
+        largest_component: keep the largest connected component of each structure.
+        amp: bfloat16 autocast.
+        kwargs: as :class:`monai.engines.SupervisedEvaluator`; ``val_data_loader`` gives one case of a
+            :class:`common.data.whole_cases.CaseDataset` at a time, ``inferer`` takes ``(1, C, *size)``.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[int, str],
+        test: CaseDataset | None,
+        largest_component: bool = True,
+        amp: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(decollate=False, **kwargs)
+        self.labels, self.test, self.bfloat16 = dict(labels), test, amp
+        largest = KeepLargestConnectedComponent(applied_labels=list(self.labels), is_onehot=False)
+        self.largest = largest if largest_component else None
+
+    def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+        maps = {Keys.PRED: engine.segment(batchdata), Keys.LABEL: batchdata["label"]}
+        engine.state.output = [{key: torch.stack([label_map == label for label in engine.labels]).float()
+                                for key, label_map in maps.items()}]  # fmt: skip
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def segment(self, case: Mapping[str, Any]) -> torch.Tensor:
+        """The label map ``(*native)`` of a case, uint8."""
+        device = self.state.device
+        with self.mode(self.network), torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = self.inferer(case["image"][None].to(device), self.network)[0]
+        label_map = enlarge(logits.float(), case["label"].shape).argmax(0, keepdim=True).to("cpu", torch.uint8)
+        return plain(label_map if self.largest is None else self.largest(label_map))[0]
+
+    def report(
+        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True, selection: str = "last"
+    ) -> list[dict[str, Any]]:
+        """Score the saved model; writes ``cases.csv``, ``summary.md`` and overlay pictures of the first cases.
+
+        Args:
+            pictures: how many cases are drawn.
+            distances: False leaves HD95 and ASD out, most of the time of a report.
+            selection: the rule that chose the checkpoint, to be stated: ``last`` or ``validation``.
+
+        Returns:
+            a row for each structure of each image.
+
+        Raises:
+            ValueError: another ``selection``.
+        """
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        unwrap(self.network).load_state_dict(load_checkpoint(model_file))
+        folder = Path(output_dir)
+        for old in folder.glob("overlay_*.png"):
+            old.unlink()
+        split, data = ("test", self.test) if self.test else ("validation", self.data_loader.dataset)
+        rows: list[dict[str, Any]] = []
+        for number in tqdm(range(len(data)), desc="scoring", unit="image", disable=None):
+            case = data[number]
+            rows += self._score(case, distances, folder if number < pictures else None)
+        write_cases_csv(rows, folder / "cases.csv")
+        text = "\n\n".join([format_table(summarise(rows)), *self._statements(rows, split, selection)])
+        (folder / "summary.md").write_text(f"{text}\n")
+        logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "overlay_*.png")
+        return rows
+
+    def _score(self, case: Mapping[str, Any], distances: bool, folder: Path | None) -> list[dict[str, Any]]:
+        """The rows of a case; its picture goes into the folder, if any."""
+        name, scan, label_map = case["case"], case["scan"], self.segment(case).numpy()
+        rows = case_rows(name, label_map, case["label"].numpy(), self.labels, case["spacing"], case["unit"],
+                         distances=distances, scan=scan)  # fmt: skip
+        if folder is not None:
+            title = name if name == scan else f"{name}, {scan}"
+            dice = {row["structure"]: row["dice"] for row in rows}
+            file = folder / f"overlay_{scan}.png".replace(" ", "_")
+            save_case_overlay(file, case, label_map, self.labels, title, dice)
+        return rows
+
+    def _statements(self, rows: Sequence[Mapping[str, Any]], split: str, selection: str) -> list[str]:
+        """What was scored, and how that came about."""
+        if not rows:
+            return ["Nothing was scored: neither `test` nor `validation` holds a labelled case."]
+        cases, scans = (len({tuple(row[key] for key in keys) for row in rows}) for keys in (["case"], ["case", "scan"]))
+        images = "" if scans == cases else f" ({scans} images)"
+        kept = ", of each structure its largest component" if self.largest else ""
+        lines = [f"Scored: `{split}`, {cases} case{'s' * (cases > 1)}{images}{kept}. "
+                 f"Checkpoint: {SELECTIONS[selection]} (selection: {selection})."]  # fmt: skip
+        return [*lines, OPTIMISTIC] if selection == split else lines
