@@ -49,17 +49,20 @@ class Tools:
 
         preview(bundle, dataset_dir, output, cases)
 
-    def prepare(self, name: str, source: str, output: str) -> None:
+    def prepare(self, name: str, source: str, output: str, **options: str) -> None:
         """Turn a public data set, as its users download it, into a folder to train on.
 
         Args:
             name: which data set; a wrong name lists them.
             source: the unpacked download; never written to.
             output: folder to create, for --dataset_dir.
+            options: of acdc, la and pancreas: `--labelled 8`, how many patients keep their labels; `--validation FILE`,
+                ids for validation, one a line; of acdc `--test FILE`, likewise; of la and pancreas `--train FILE`,
+                likewise, the labelled first, and `--crop label` (around the label, as the papers do) or `none`.
         """
         from tools.prepare import prepare
 
-        prepare(name, source, output)
+        prepare(name, source, output, **options)
 
     def compare(
         self,
@@ -102,7 +105,8 @@ class Tools:
 
         Args:
             name: `volume`: four organs of one volume, a cached support bank against slice by slice, class by class;
-                `contrast`: the Gaussian contrast with full covariance against diagonal and naive forms, and in a step.
+                `contrast`: the Gaussian contrast with full covariance against diagonal and naive forms, and in a step;
+                `scan`: the selective scan of each CPU backend against the loop over the tokens, on one thread.
             repeats: timed runs of each side, after one to warm up; the minima are compared.
             output: a JSON file for the figures.
         """

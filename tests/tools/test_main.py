@@ -53,6 +53,15 @@ def test_options_reach_the_commands(called):
     assert called("prepare", "chaos", "--source", "s", "--output", "o") == ("chaos", "s", "o")
 
 
+def test_prepare_takes_options_of_its_data_set(monkeypatch):
+    seen = []
+    monkeypatch.setattr("tools.prepare.prepare", lambda *args, **options: seen.append((args, options)))
+    line = "prepare la --source s --output o --labelled 4 --crop none --train t.list"
+    monkeypatch.setattr(sys, "argv", ["tools", *line.split()])
+    main()
+    assert seen == [(("la", "s", "o"), {"labelled": 4, "crop": "none", "train": "t.list"})]
+
+
 def test_compare_takes_axes_and_overrides(called):
     line = "toy --dataset_dir d --seeds 0,1 --labels 2 --domains rim --variants A,B+C --group ablation --processes 2"
     bundle, dataset_dir, output, group, variants, axes, processes, config, overrides = called(

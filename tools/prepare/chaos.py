@@ -19,15 +19,12 @@ from pathlib import Path
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Orientation, ScaleIntensityRangePercentiles
-from monai.utils import optional_import
 from PIL import Image
 
-from common.data.dataset import DataError
+from tools.prepare.dicom import need_pydicom, read_slice, stack_order
 from tools.prepare.recipe import Bad, Recipe, Scan, class_numbers, onto_grid
 
 __all__ = ["RECIPE"]
-
-pydicom, HAS_PYDICOM = optional_import("pydicom")
 
 SPACING, SIZE = (1.25, 1.25, 7.70), 256
 LABELS = {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
@@ -36,8 +33,7 @@ VALUES = {63: 1, 126: 2, 189: 3, 252: 4}
 
 def find(source: Path) -> tuple[list[Scan], list[str]]:
     """The labelled T2-SPIR scans, and one line for every folder that lacks its slices or masks."""
-    if not HAS_PYDICOM:
-        raise DataError("reading CHAOS needs the package pydicom, which is not installed: pip install pydicom")
+    need_pydicom("CHAOS")
     scans, problems = [], []
     for folder in source.rglob("T2SPIR"):
         if "Test_Sets" in folder.parts or not folder.parent.name.isdecimal():
@@ -67,14 +63,15 @@ def read(scan: Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
               for number in sorted(set(masks) - set(files))]
     for number in sorted(set(files) & set(masks)):
         try:
-            slices.append(_read_slice(files[number], masks[number]))
+            one = read_slice(files[number])
+            slices.append((*one, _read_mask(masks[number], one[0].shape, files[number].name)))
         except Bad as error:
             lines += error.lines
-    if not lines and len(slices) < 2:
-        lines.append(f"{scan.image}: expected the slices of a volume, found {len(slices)}; unpack the download again")
     if lines:
         raise Bad(lines)
-    return _stack(scan, slices)
+    order, affine = stack_order(scan.image, [one[:3] for one in slices])
+    image, label = (np.stack([slices[i][part].T for i in order], axis=-1) for part in (0, 3))
+    return image, label, affine
 
 
 def preprocess(image: MetaTensor, label: MetaTensor) -> tuple[MetaTensor, MetaTensor]:
@@ -94,47 +91,14 @@ def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
     return found
 
 
-def _read_slice(file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels, mask, position of the first pixel, and the steps to the next column and row (DICOM's LPS millimetres)."""
+def _read_mask(file: Path, shape: tuple[int, ...], slice_name: str) -> np.ndarray:
     try:
-        data = pydicom.dcmread(file)
-        pixels = data.pixel_array * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
-        position = np.array(data.ImagePositionPatient, dtype=float)
-        along_row, along_column = np.array(data.ImageOrientationPatient, dtype=float).reshape(2, 3)
-        # PixelSpacing is (between rows, between columns)
-        steps = np.stack([along_row * float(data.PixelSpacing[1]), along_column * float(data.PixelSpacing[0])], axis=1)
-    except (pydicom.errors.InvalidDicomError, AttributeError, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise Bad([f"{file}: expected a DICOM slice, found {type(error).__name__}: {error}; copy it again"]) from error
-    try:
-        mask = np.array(Image.open(mask_file))
+        mask = np.array(Image.open(file))
     except (OSError, SyntaxError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise Bad([f"{mask_file}: expected a PNG mask, found {found}; copy it again"]) from error
-    if mask.shape != pixels.shape:
-        found = f"{mask.shape}; copy it again"
-        raise Bad([f"{mask_file}: expected the rows and columns {pixels.shape} of {file.name}, found {found}"])
-    return pixels, class_numbers(mask, VALUES, mask_file), position, steps
-
-
-def _stack(scan: Scan, slices: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    steps = slices[0][3]
-    normal = np.cross(steps[:, 0], steps[:, 1])
-    normal /= np.linalg.norm(normal)
-    slices = sorted(slices, key=lambda one: float(one[2] @ normal))
-    heights = np.array([one[2] @ normal for one in slices])
-    gaps = np.diff(heights)
-    if any(one[0].shape != slices[0][0].shape or not np.allclose(one[3], steps, atol=1e-4) for one in slices):
-        raise Bad([f"{scan.image}: expected slices of one size, spacing and direction, found several; remove what does "
-                   "not belong to the scan"])
-    if gaps.min() < 0.01 or gaps.max() - gaps.min() > 0.1 * gaps.mean():
-        found = f"{gaps.min():.2f} to {gaps.max():.2f} mm"
-        raise Bad([f"{scan.image}: expected slices at even distances, found {found}; one is missing or there twice"])
-    affine = np.eye(4)
-    affine[:3, :2] = steps
-    affine[:3, 2] = (slices[-1][2] - slices[0][2]) / (len(slices) - 1)
-    affine[:3, 3] = slices[0][2]
-    image, label = (np.stack([one[part].T for one in slices], axis=-1) for part in (0, 1))
-    return image, label, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS
+        raise Bad([f"{file}: expected a PNG mask, found {type(error).__name__}: {error}; copy it again"]) from error
+    if mask.shape != shape:
+        raise Bad([f"{file}: expected the rows and columns {shape} of {slice_name}, found {mask.shape}; copy it again"])
+    return class_numbers(mask, VALUES, file)
 
 
 RECIPE = Recipe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from tqdm import tqdm
 from common.data.dataset import SPLITS, DataError
 from common.data.write import Case, write_dataset
 
-__all__ = ["Bad", "Recipe", "Scan", "class_numbers", "five_blocks", "onto_grid", "read_nifti", "run"]
+__all__ = ["Bad", "Recipe", "Scan", "class_numbers", "five_blocks", "load_nifti", "onto_grid", "read_nifti", "run",
+           "together"]
 
 
 class Bad(Exception):
@@ -37,18 +39,20 @@ class Scan:
     """One scan or photograph.
 
     Args:
-        name: case id.
+        name: case id, and name of the file.
         image: a file or a folder.
-        label: likewise.
-        split: ``training`` or ``validation``.
+        label: likewise; None: it is not to be read.
+        split: one of ``SPLITS``.
         domain: the centre or scanner, in a set of several.
+        case: the patient, in a set with several scans of one.
     """
 
     name: str
     image: Path
-    label: Path
+    label: Path | None
     split: str = "training"
     domain: str | None = None
+    case: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,18 @@ class Recipe:
         name: name of the prepared set.
         modality: channel number to name.
         labels: class number to name.
-        scans: how many labelled scans the publishers give, by domain (None: the set has none) and split; another count
-            warns.
+        scans: how many scans the publishers give, by domain (None: the set has none) and split (None: all of them);
+            another count warns.
         about: ``description``, ``reference`` and ``licence`` for dataset.json.
         layout: where the scans lie below the source folder, for the error when none does.
         find: from the source folder to the scans, in the order of their numbers, and lines on what is missing.
         read: from a scan to its image, label (class numbers) and 4 x 4 affine (millimetres, RAS+); raises :class:`Bad`.
         preprocess: from image and label, each ``(1, *spatial)`` with an affine, to the same, ready; None leaves them.
         doubts: what looks unusual about an image and its label, one text for each; it only warns.
+        folds: whether the training scans are divided for cross-validation.
+
+    The label of a scan without one is None for ``read``, ``preprocess`` and ``doubts``; only sets with unlabelled scans
+    have such.
     """
 
     name: str
@@ -76,16 +84,17 @@ class Recipe:
     about: dict[str, str]
     layout: str
     find: Callable[[Path], tuple[list[Scan], list[str]]]
-    read: Callable[[Scan], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    preprocess: Callable[[MetaTensor, MetaTensor], tuple[MetaTensor, MetaTensor]] | None = None
-    doubts: Callable[[np.ndarray, np.ndarray], list[str]] | None = None
+    read: Callable[[Scan], tuple[np.ndarray, Any, np.ndarray]]
+    preprocess: Callable[[MetaTensor, Any], tuple[MetaTensor, Any]] | None = None
+    doubts: Callable[[np.ndarray, Any], list[str]] | None = None
+    folds: bool = True
 
 
 def run(recipe: Recipe, source: Path, output: Path) -> Path:
     """Prepare one data set; nothing is written when anything is wrong with it.
 
-    A set without domains gets ``folds``, five contiguous blocks of its training scans; of one with domains, each domain
-    is left out in turn.
+    A set without domains gets ``folds``, five contiguous blocks of its training scans, unless its recipe says no; of
+    one with domains, each domain is left out in turn.
 
     Raises:
         DataError: with one line for every bad file of every scan.
@@ -96,15 +105,16 @@ def run(recipe: Recipe, source: Path, output: Path) -> Path:
     scans, problems = recipe.find(source)
     if not scans:
         raise DataError.of(problems or [f"no scan was found; expected {recipe.layout}"], str(source))
-    found = Counter((scan.domain, scan.split) for scan in scans)
+    found = Counter((scan.domain, split) for scan in scans for split in (scan.split, None))
     odd = [f"{f'{domain}, {split}: ' if domain else ''}expected {count} scans, found {found[domain, split]}"
            for (domain, split), count in recipe.scans.items() if found[domain, split] != count]
     if odd:
         warnings.warn(f"{source}: {'; '.join(odd)}; is the download whole?", stacklevel=2)
     scans = sorted(scans, key=lambda scan: SPLITS.index(scan.split))
     doubts: list[str] = []
-    cases = {split: _cases(recipe, scans, split, problems, doubts, source) for split in ("training", "validation")}
-    blocks = five_blocks([scan.name for scan in scans if scan.split == "training" and scan.domain is None])
+    cases = {split: _cases(recipe, scans, split, problems, doubts, source) for split in SPLITS}
+    names = [scan.name for scan in scans if scan.split == "training" and scan.domain is None]
+    blocks = five_blocks(names) if recipe.folds else []
     try:
         return write_dataset(output, recipe.name, recipe.modality, recipe.labels, **cases, folds=blocks,
                              extra=recipe.about)
@@ -119,7 +129,7 @@ def five_blocks(names: list[str]) -> list[list[str]]:
     return [names[low:high] for low, high in pairwise(bounds) if high > low]
 
 
-def onto_grid(image: MetaTensor, label: MetaTensor, classes: int, spacing: Sequence[float], size: int):
+def onto_grid(image: MetaTensor, label: MetaTensor | None, classes: int, spacing: Sequence[float], size: int = -1):
     """Resample to ``spacing`` and crop or pad to ``size`` x ``size`` in the plane, image and label alike.
 
     The image is interpolated linearly and padded with its minimum. So is each class's mask, and the class with the
@@ -127,16 +137,18 @@ def onto_grid(image: MetaTensor, label: MetaTensor, classes: int, spacing: Seque
     classes go one by one, as all of them at once take gigabytes for a CT.
 
     Args:
-        image, label: ``(1, *spatial)`` with the same affine.
+        image, label: ``(1, *spatial)`` with the same affine; without a label, the label returned is None.
         classes: number of classes without the background.
         spacing: millimetres along the three axes.
-        size: voxels in the plane; the number of slices is left as it comes.
+        size: voxels in the plane, -1 as they come; the number of slices is left as it comes.
     """
 
     def move(volume: MetaTensor, outside: float) -> MetaTensor:
         resample = Spacing(pixdim=spacing, mode="bilinear", padding_mode="border", dtype=torch.float32)
         return Compose([resample, ResizeWithPadOrCrop((size, size, -1), value=outside)])(volume)
 
+    if label is None:
+        return move(image, float(image.min())), None
     best = move((label == 0).float(), 1.0)
     winner = torch.zeros_like(best)
     for number in range(1, classes + 1):
@@ -162,33 +174,55 @@ def class_numbers(label: np.ndarray, values: dict[int, int], file: Path) -> np.n
     return numbers
 
 
-def read_nifti(scan: Scan, values: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read a pair of NIfTI files: image, label as class numbers, affine.
+def load_nifti(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine of a volume.
+
+    Raises:
+        Bad: the file cannot be read, or is no volume of finite numbers.
+    """
+    try:
+        volume = nib.load(file)
+        voxels, affine = np.asanyarray(volume.dataobj), volume.affine
+    except (OSError, EOFError, ValueError, ArithmeticError, ImageFileError, zlib.error) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise Bad([f"{file}: expected a NIfTI file, found {found}; copy it again"]) from error
+    if voxels.ndim != 3:
+        raise Bad([f"{file}: expected three axes, found shape {voxels.shape}; convert it"])
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < 4:
+        found = f"{affine.round(3).tolist()}"
+        raise Bad([f"{file}: expected an invertible affine, found {found}; is it the original file?"])
+    bad = int(np.count_nonzero(~np.isfinite(voxels)))
+    if bad:
+        raise Bad([f"{file}: expected finite intensities, found {bad} that are NaN or Inf; copy it again"])
+    return voxels, affine
+
+
+def read_nifti(scan: Scan, values: dict[int, int]) -> tuple[np.ndarray, Any, np.ndarray]:
+    """Read a pair of NIfTI files: image, label as class numbers (None without one), affine.
 
     Raises:
         Bad: a file cannot be read or does not hold what it should, or the two lie on different grids.
     """
-    volumes, lines = [], []
-    for file in (scan.image, scan.label):
-        try:
-            volume = nib.load(file)
-            volumes.append((np.asanyarray(volume.dataobj), volume.affine))
-        except (OSError, EOFError, ValueError, ArithmeticError, ImageFileError) as error:
-            lines.append(f"{file}: expected a NIfTI file, found {type(error).__name__}: {error}; copy it again")
-    if lines:
-        raise Bad(lines)
-    (image, affine), (label, label_affine) = volumes
-    lines = [f"{file}: expected three axes, found shape {array.shape}; convert it"
-             for file, array in ((scan.image, image), (scan.label, label)) if array.ndim != 3]
-    bad = int(np.count_nonzero(~np.isfinite(image)))
-    if bad:
-        lines.append(f"{scan.image}: expected finite intensities, found {bad} that are NaN or Inf; copy it again")
-    if not lines and (image.shape != label.shape or not np.allclose(affine, label_affine, atol=0.01)):
-        lines = [f"{scan.label}: expected the grid of {scan.image.name} (shape {image.shape}), found another (shape "
-                 f"{label.shape}) or another position; they are not of one scan"]
-    if lines:
-        raise Bad(lines)
+    (image, affine), (label, label_affine) = together(load_nifti, (scan.image, scan.label))
+    if scan.label is None:
+        return image, None, affine
+    if image.shape != label.shape or not np.allclose(affine, label_affine, atol=0.01):
+        raise Bad([f"{scan.label}: expected the grid of {scan.image.name} (shape {image.shape}), found another (shape "
+                   f"{label.shape}) or another position; they are not of one scan"])
     return image, class_numbers(label, values, scan.label), affine
+
+
+def together(load: Callable[[Path], tuple], files: Sequence[Path | None]) -> list[tuple]:
+    """Load several files, ``(None, None)`` for None; one :class:`Bad` for all that cannot be loaded."""
+    loaded, lines = [], []
+    for file in files:
+        try:
+            loaded.append((None, None) if file is None else load(file))
+        except Bad as error:
+            lines += error.lines
+    if lines:
+        raise Bad(lines)
+    return loaded
 
 
 def _cases(recipe: Recipe, scans: list[Scan], split: str, problems: list[str], doubts: list[str],
@@ -209,10 +243,11 @@ def _cases(recipe: Recipe, scans: list[Scan], split: str, problems: list[str], d
         raise DataError.of(problems, str(source))
 
 
-def _prepared(recipe: Recipe, scan: Scan, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> Case:
-    if recipe.preprocess is None:
-        return Case(scan.name, image, label, affine, scan.domain)
-    pair: list[Any] = [MetaTensor(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))[None],
-                                  affine=torch.as_tensor(affine, dtype=torch.float64)) for array in (image, label)]
-    ready, truth = recipe.preprocess(*pair)
-    return Case(scan.name, ready[0].numpy(), truth[0].numpy(), ready.affine.numpy(), scan.domain)
+def _prepared(recipe: Recipe, scan: Scan, image: np.ndarray, label: Any, affine: np.ndarray) -> Case:
+    if recipe.preprocess is not None:
+        pair: list[Any] = [array if array is None else
+                           MetaTensor(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))[None],
+                                      affine=torch.as_tensor(affine, dtype=torch.float64)) for array in (image, label)]
+        ready, truth = recipe.preprocess(*pair)
+        image, label, affine = ready[0].numpy(), None if truth is None else truth[0].numpy(), ready.affine.numpy()
+    return Case(scan.name, image, label, affine, scan.domain, scan.case)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.data.check import check_dataset
 from common.data.dataset import read_dataset
-from tools.prepare import chaos, prepare
+from tools.prepare import chaos, dicom, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*expected .* scans, found")
 
@@ -131,6 +131,6 @@ def test_chaos_lists_every_bad_file_and_writes_nothing(tmp_path):
 
 
 def test_chaos_without_pydicom_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(chaos, "HAS_PYDICOM", False)
+    monkeypatch.setattr(dicom, "HAS_PYDICOM", False)
     with pytest.raises(SystemExit, match="needs the package pydicom"):
         prepare("chaos", str(tmp_path), str(tmp_path / "out"))

@@ -1,13 +1,15 @@
 """What all recipes share."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from common.data.dataset import DataError, read_dataset
 from tools.prepare import RECIPES, prepare
-from tools.prepare.recipe import Bad, Recipe, Scan, five_blocks, run
+from tools.prepare.recipe import Bad, Recipe, Scan, five_blocks, load_nifti, run
 
 
 def toy(scans, counts, read=None, doubts=None):
@@ -22,8 +24,6 @@ def toy(scans, counts, read=None, doubts=None):
 
 def scan(name, split="training", domain=None):
     return Scan(name, Path(f"{name}.png"), Path(f"{name}_mask.png"), split, domain)
-
-
 
 
 def test_folds_are_contiguous_blocks_of_the_published_sizes():
@@ -52,8 +52,19 @@ def test_each_states_source_licence_splits_and_checks(name):
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(SystemExit, match="expected one of chaos, fundus, mscmr, prostate, synapse, found acdd"):
+    with pytest.raises(SystemExit, match="expected one of acdc, chaos, .*, pancreas, .*, found acdd"):
         prepare("acdd", "a", "b")
+
+
+def test_an_option_that_a_data_set_does_not_have():
+    with pytest.raises(SystemExit, match="chaos: expected no further option, found --labelled"):
+        prepare("chaos", "a", "b", labelled=3)
+    with pytest.raises(SystemExit, match="acdc: expected --labelled, --validation, --test, found --crop, --train"):
+        prepare("acdc", "a", "b", crop="none", train="t", labelled=3)
+    for name in ("la", "pancreas"):
+        for crop in (None, "box"):
+            with pytest.raises(SystemExit, match=f"crop: expected label or none, found {crop}; correct --crop"):
+                prepare(name, "a", "b", crop=crop)
 
 
 def test_an_existing_output_is_not_touched(tmp_path):
@@ -77,6 +88,24 @@ def test_domains_and_splits(tmp_path):
     assert found.folds == [["a1"]] and "domain" not in found.training[0]
 
 
+def test_all_splits_with_scans_of_one_patient_and_unlabelled_ones_without_folds(tmp_path):
+    seen = []
+
+    def read(scan):
+        seen.append((scan.name, scan.label))
+        return np.full((4, 4, 3), int(scan.name[-1]), np.uint8), scan.label and np.eye(4, dtype=np.uint8), np.eye(4)
+
+    scans = [Scan("d4", Path("d4.png"), None, "unlabeled", case="d"), scan("c3", "test"), scan("b2", "validation"),
+             Scan("a1", Path("a1.png"), Path("m.png"), case="a"), Scan("a2", Path("a2.png"), Path("m.png"), case="a")]
+    recipe = replace(toy(scans, {(None, None): 6, (None, "test"): 1}, read), folds=False)
+    with pytest.warns(UserWarning, match=": expected 6 scans, found 5; is the download whole"):
+        found = read_dataset(run(recipe, tmp_path, tmp_path / "out"))
+    assert [[(Path(item["image"]).stem, item["case"], "label" in item) for item in getattr(found, split)]
+            for split in ("training", "validation", "test", "unlabeled")] == [
+        [("a1", "a", True), ("a2", "a", True)], [("b2", "b2", True)], [("c3", "c3", True)], [("d4", "d", False)]]
+    assert found.folds == [] and dict(seen)["d4"] is None
+
+
 def test_counts_of_domains_are_told_apart(tmp_path):
     scans = [scan("a1", domain="east"), scan("b2", domain="east"), scan("c3", "validation", "west")]
     counts = {("east", "training"): 2, ("west", "training"): 1, ("west", "validation"): 2}
@@ -84,6 +113,18 @@ def test_counts_of_domains_are_told_apart(tmp_path):
     with pytest.warns(UserWarning, match=text) as caught:
         run(toy(scans, counts), tmp_path, tmp_path / "out")
     assert "east" not in str(caught[0].message)
+
+
+def test_a_volume_without_a_place(tmp_path):
+    volume = nib.Nifti1Image(np.zeros((2, 3, 4), np.uint8), np.diag([2.0, 2, 2, 1]))
+    content = bytearray(volume.to_bytes())
+    content[312:328] = bytes(16)  # the third row of the affine
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(Bad, match="a.nii: expected an invertible affine"):
+        load_nifti(tmp_path / "a.nii")
+    with pytest.raises(Bad, match=r"b.nii: expected three axes, found shape \(2, 3, 4, 5\)"):
+        nib.Nifti1Image(np.zeros((2, 3, 4, 5)), np.eye(4)).to_filename(tmp_path / "b.nii")
+        load_nifti(tmp_path / "b.nii")
 
 
 def test_bad_scans_of_all_splits_in_one_error(tmp_path):
