@@ -1,12 +1,9 @@
 """The bundle as its users start it: tiny runs of its configs on the sample data."""
 
 import json
-import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -14,26 +11,16 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, run
-from monai.utils import set_determinism
 
 from common.data import read_dataset
 from common.engine import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("restored")
 BUNDLE = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot"
 CONFIGS = BUNDLE / "configs"
 NETWORK = {"image_size": [32, 32], "feat_dim": 8, "encoder_width": 8}
 TINY = {**NETWORK, "episodes_per_epoch": 4, "max_epochs": 4, "val_interval": 2, "min_fg": 4, "protocols": ["parts3"],
         "pictures": 1, "distances": False}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _restored():
-    """MONAI sets up determinism and logging for the whole process."""
-    level, handlers = logging.root.level, list(logging.root.handlers)
-    yield
-    set_determinism(None)
-    logging.root.setLevel(level)
-    logging.root.handlers[:] = handlers
 
 
 def places(folder, sample_data):
@@ -77,29 +64,19 @@ def test_a_run_leaves_a_model_a_report_and_a_log(trained):
     assert len(lines) == 1 + 3  # three query scans, one support, one organ, one protocol
 
 
-def command(*arguments, cwd, **overrides):
-    """A bundle run in a process of its own, with nothing set but the number of threads."""
-    flags = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "monai.bundle", "run", *arguments, *flags],
-        cwd=cwd, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def entries(folder):
     """What lies in a folder, but for what other runs may be writing at the same time."""
     passing = {"__pycache__", ".pytest_cache", ".ruff_cache", ".git", "models", "eval", "sample_data"}
     return {path.name for path in Path(folder).iterdir()} - passing
 
 
-def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, sample_data):
+def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, sample_data, start_bundle):
     """Started in a third folder and resumed in the bundle's: neither gets a file."""
     (tmp_path / "elsewhere").mkdir()
     before = entries(BUNDLE)
     options = {**TINY, **places(tmp_path, sample_data), "superpixel_share": 0.0, "val_interval": 1000}
     options["max_epochs"], lines = 200, []
-    with command("--config_file", str(CONFIGS / "train.json"), cwd=tmp_path / "elsewhere", **options) as process:
+    with start_bundle("--config_file", str(CONFIGS / "train.json"), cwd=tmp_path / "elsewhere", **options) as process:
         for line in process.stdout:  # ten progress lines a run: the first one comes in epoch 20
             lines.append(line)
             if " %: epoch " in line:
@@ -109,7 +86,7 @@ def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, sample_data):
     done = load_checkpoint(tmp_path / "models" / "checkpoint.pt")["epoch"]
     assert 19 <= done < 200
     options |= {"resume": True, "max_epochs": done + 2}
-    with command("--config_file", "configs/train.json", cwd=BUNDLE, **options) as process:
+    with start_bundle("--config_file", "configs/train.json", cwd=BUNDLE, **options) as process:
         output = process.stdout.read()
     assert process.returncode == 0 and f"resumed after epoch {done} of {done + 2}" in output, output
     assert load_checkpoint(tmp_path / "models" / "checkpoint.pt")["epoch"] == done + 2
@@ -117,11 +94,11 @@ def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, sample_data):
     assert not list((tmp_path / "elsewhere").iterdir()) and entries(BUNDLE) == before
 
 
-def test_a_misspelt_override_ends_the_run_before_it_starts(tmp_path, sample_data):
+def test_a_misspelt_override_ends_the_run_before_it_starts(tmp_path, sample_data, start_bundle):
     """From the root of the repository."""
     root, options = BUNDLE.parents[1], {**places(tmp_path, sample_data), "max_epoch": 1}
     before = entries(root)
-    with command("--config_file", "bundles/apscl_fewshot/configs/train.json", cwd=root, **options) as process:
+    with start_bundle("--config_file", "bundles/apscl_fewshot/configs/train.json", cwd=root, **options) as process:
         output = process.stdout.read()
     assert process.returncode != 0 and "unknown override --max_epoch: did you mean --max_epochs?" in output, output
     assert not (tmp_path / "models").exists() and entries(root) == before

@@ -1,0 +1,63 @@
+"""All bundles one after another in one process, on one data set."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.write import Case, write_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = ["apscl_fewshot", "sgcg_dg", "transmedseg_ssl"]
+TOGETHER = """
+import sys
+from monai.bundle import run
+from monai.utils import set_determinism
+folder, data, *order = sys.argv[1:]
+common = {"dataset_dir": data, "max_epochs": 1, "pictures": 0, "distances": False}
+settings = {
+    "apscl_fewshot": {"episodes_per_epoch": 2, "image_size": [32, 32], "feat_dim": 8, "encoder_width": 8, "min_fg": 4,
+                      "protocols": ["parts3"]},
+    "sgcg_dg": {"iterations_per_epoch": 1, "batch_size": 4, "image_size": [32, 32], "width": 4},
+    "transmedseg_ssl": {"iterations_per_epoch": 1, "batch_size": 4, "patch_size": [32, 32], "width": 8, "labelled": 3,
+                        "pretrain": 0.0},
+}
+for bundle in order:
+    files = ["train", "volume"] if bundle == "sgcg_dg" else ["train"]
+    run(config_file=[f"bundles/{bundle}/configs/{name}.json" for name in files],
+        ckpt_dir=f"{folder}/{bundle}/models", output_dir=f"{folder}/{bundle}/eval", **common, **settings[bundle])
+    set_determinism(None)
+    print("done", bundle)
+"""
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Scans that every bundle can learn from: three structures, three domains, labels on half of them asked for."""
+
+    def scan(number):
+        rng = np.random.default_rng(number)
+        label = np.zeros((40, 40, 9), np.uint8)
+        label[8:18, 8:20, 2:8], label[22:34, 10:30, 1:7] = 1, 2
+        label[4:7, 24:36, 2:8] = 3
+        image = 100 + 40 * label + rng.integers(0, 30, label.shape)
+        return Case(f"scan_{number}", image.astype(np.uint8), label, np.diag([2.0, 2.0, 5.0, 1.0]), "abc"[number % 3])
+
+    folder = tmp_path_factory.mktemp("scans") / "set"
+    return write_dataset(folder, "boxes", {"0": "MRI"}, {1: "a", 2: "b", 3: "c"}, training=map(scan, range(6)),
+                         validation=map(scan, range(6, 9)))  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [BUNDLES, BUNDLES[::-1]], ids="-".join)
+def test_the_bundles_in_one_process(tmp_path, scans, order):
+    """With nothing set: each run puts its own folder on the path, and all share `common`."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path), str(scans), *order]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("done")] == [f"done {name}" for name in order]
+    for name in order:
+        assert {file.name for file in (tmp_path / name).rglob("*")} >= {"model.pt", "checkpoint.pt", "cases.csv"}
