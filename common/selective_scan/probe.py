@@ -1,0 +1,26 @@
+"""Whether a backend that needs more than PyTorch works on this machine, found by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+__all__ = ["fault_of"]
+
+
+def fault_of(scan: Callable, device: str) -> str | None:
+    """Why ``scan`` does not work on ``device``, or None when a scan of 1 x 1 x 4 ones is right forward and backward.
+
+    An installation can break in many ways (a missing module, an undefined symbol, a driver too old for the kernels),
+    so whatever is raised is the reason. It may be called from within ``no_grad``, ``inference_mode`` or autocast.
+    """
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            u, ones = (torch.ones(1, 1, 4, device=device, requires_grad=grad) for grad in (True, False))
+            out = scan(u, ones, torch.zeros(1, 1, device=device), ones, ones, None, None, None, False, False)
+            (grad,) = torch.autograd.grad(out.sum(), u)
+            found = [*out.flatten().tolist(), *grad.flatten().tolist()]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None if found == [1, 2, 3, 4, 4, 3, 2, 1] else f"a scan of ones gave {found}"
