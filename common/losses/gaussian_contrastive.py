@@ -10,7 +10,7 @@ from .class_statistics import GaussianStats, check_whole
 REDUCTIONS = ("pixel", "class", "none")
 
 
-def quad_form(features: torch.Tensor, cov: torch.Tensor, chunk: int = 16384) -> torch.Tensor:
+def quad_form(features: torch.Tensor, cov: torch.Tensor, chunk: int = 4096) -> torch.Tensor:
     """The variance :math:`q^T Sigma_c q` of each feature under each class, never below 0.
 
     Args:
@@ -63,7 +63,7 @@ class GaussianContrastiveLoss(_Loss):
     """
 
     def __init__(
-        self, temperature: float = 0.5, cov_scale: float = 1.0, reduction: str = "pixel", chunk: int = 16384
+        self, temperature: float = 0.5, cov_scale: float = 1.0, reduction: str = "pixel", chunk: int = 4096
     ) -> None:
         super().__init__()
         if temperature <= 0 or cov_scale < 0 or chunk < 1:
