@@ -32,8 +32,8 @@ def test_contrast_compares_equal_gradients_and_counts_memory(tmp_path, monkeypat
 
 def test_augmentation_compares_equal_gradients(tmp_path, monkeypatch):
     monkeypatch.setattr("tools.bench.augmentation.VOXELS", 512)
-    monkeypatch.setattr("tools.bench.augmentation.STEPS", ((2, (16, 16), 2), (3, (16, 16, 16), 2)))
+    monkeypatch.setattr("tools.bench.augmentation.STEPS", ((2, (32, 32), 2), (3, (16, 16, 16), 2)))
     bench("augmentation", repeats=1, output=str(tmp_path / "figures.json"))
     loss, flat, solid = json.loads((tmp_path / "figures.json").read_text())["results"]
     assert loss["largest difference of the gradient"] < 1e-5
-    assert flat["part"].endswith("16 x 16") and solid["part"].endswith("16 x 16 x 16")
+    assert flat["part"].endswith("32 x 32") and solid["part"].endswith("16 x 16 x 16")
