@@ -142,8 +142,8 @@ def test_supervised_training_needs_no_unlabelled_case(tmp_path, write_scans, sca
 def test_labels_of_unlabelled_cases_are_never_opened(tmp_path, write_scans):
     """Neither of those in `unlabeled` nor of those that `labelled` makes unlabelled."""
     found = []
-    for text in (None, b"no label map"):
-        data = write_scans(tmp_path / str(text) / "set", training=3)
+    for name, text in (("intact", None), ("damaged", b"no label map")):
+        data = write_scans(tmp_path / name / "set", training=3)
         file = data / "dataset.json"
         content = json.loads(file.read_text())
         for item in content["unlabeled"]:
@@ -151,7 +151,7 @@ def test_labels_of_unlabelled_cases_are_never_opened(tmp_path, write_scans):
         file.write_text(json.dumps(content))
         for item in content["training"][1:] + content["unlabeled"]:
             (data / item["label"]).write_bytes(text or (data / content["training"][0]["label"]).read_bytes())
-        found.append(train(tmp_path / str(text), data, labelled=1, pretrain=0.0, max_epochs=1, val_interval=1))
+        found.append(train(tmp_path / name, data, labelled=1, pretrain=0.0, max_epochs=1, val_interval=1))
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
