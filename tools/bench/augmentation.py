@@ -57,7 +57,7 @@ def _share(repeats: int, dims: int, size: tuple[int, ...], batch_size: int) -> d
     from common.networks import VNet
     from common.semi_supervised import CopyPaste, MeanTeacher
     from transmedseg_ssl.augmentation import TransferableAugmentation
-    from transmedseg_ssl.objective import SemiSupervisedObjective
+    from transmedseg_ssl.trainer import SemiSupervisedObjective
 
     if dims == 2:
         network, head, width = BasicUNet(2, 1, CLASSES, [16, 32, 64, 128, 256, 16]), "final_conv", 16

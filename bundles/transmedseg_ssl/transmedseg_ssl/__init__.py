@@ -39,4 +39,4 @@ def bundle_root() -> str:
 
 
 # Loaded now: MONAI Label takes the bundle's folder off the path once a task is built.
-from . import augmentation, data, objective, sample  # noqa: E402, F401
+from . import augmentation, data, network, sample, trainer  # noqa: E402, F401

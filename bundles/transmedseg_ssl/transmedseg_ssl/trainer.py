@@ -1,4 +1,4 @@
-"""The loss of a training step: a semi-supervised base, and transferable semantic augmentation on top."""
+"""A training step: the loss of a semi-supervised base, and transferable semantic augmentation on top."""
 
 from __future__ import annotations
 

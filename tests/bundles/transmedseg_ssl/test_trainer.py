@@ -12,7 +12,7 @@ from torch import nn
 from common.semi_supervised.bases import CopyPaste, MeanTeacherBase, Supervised
 from common.semi_supervised.teacher import MeanTeacher
 from transmedseg_ssl.augmentation import TransferableAugmentation
-from transmedseg_ssl.objective import SemiSupervisedObjective
+from transmedseg_ssl.trainer import SemiSupervisedObjective
 
 CLASSES, WIDTH, TOTAL = 3, 6, 10
 BASES = {

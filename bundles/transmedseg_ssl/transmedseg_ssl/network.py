@@ -1,0 +1,27 @@
+"""What is deployed: a U-Net; for volumes :class:`common.networks.VNet`. Both end in a classifier linear per voxel."""
+
+from __future__ import annotations
+
+from monai.networks.nets import BasicUNet
+
+
+class UNet(BasicUNet):
+    """MONAI's U-Net of five levels, whose last map has ``width`` channels and whose classifier is ``final_conv``.
+
+    Source: the U-Net of the semi-supervised literature on ACDC (16 to 256 channels). Departure: its classifier is 1x1,
+    as the bound of the expected cross-entropy needs, not 3x3.
+
+    Args:
+        norm: ``batch``, ``instance`` or another of MONAI's that takes ``affine``.
+
+    Shape:
+        ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
+    """
+
+    def __init__(
+        self, spatial_dims: int = 2, in_channels: int = 1, out_channels: int = 2, width: int = 16,
+        norm: str = "instance", dropout: float = 0.0,
+    ) -> None:
+        features = [width * 2**level for level in (0, 1, 2, 3, 4, 0)]
+        super().__init__(spatial_dims, in_channels, out_channels, features, norm=(norm, {"affine": True}),
+                         dropout=dropout)  # fmt: skip
