@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from monai.networks.blocks import ADN
 from monai.networks.nets import BasicUNet
+
+from common.networks.blocks import check_options, make_norm
 
 
 class UNet(BasicUNet):
@@ -12,16 +15,22 @@ class UNet(BasicUNet):
     as the bound of the expected cross-entropy needs, not 3x3.
 
     Args:
-        norm: ``batch``, ``instance`` or another of MONAI's that takes ``affine``.
+        norm: ``batch``, ``instance``, or ``group`` (8 groups).
 
     Shape:
         ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
+
+    Raises:
+        ValueError: unknown option.
     """
 
     def __init__(
         self, spatial_dims: int = 2, in_channels: int = 1, out_channels: int = 2, width: int = 16,
         norm: str = "instance", dropout: float = 0.0,
     ) -> None:
+        check_options(spatial_dims, norm)
         features = [width * 2**level for level in (0, 1, 2, 3, 4, 0)]
-        super().__init__(spatial_dims, in_channels, out_channels, features, norm=(norm, {"affine": True}),
-                         dropout=dropout)  # fmt: skip
+        super().__init__(spatial_dims, in_channels, out_channels, features, norm="batch", dropout=dropout)
+        if norm != "batch":
+            for block in [part for part in self.modules() if isinstance(part, ADN)]:
+                block.N = make_norm(norm, spatial_dims, block.N.num_features)
