@@ -33,10 +33,17 @@ def check_image(image: torch.Tensor, spatial_dims: int, in_channels: int) -> Non
         )
 
 
-def conv_norm_relu(spatial_dims: int, before: int, after: int, kernel: int, norm: str) -> list[nn.Module]:
-    """The step the networks are made of; the convolution keeps its bias, as published, though the norm takes it."""
+def conv_norm_relu(
+    spatial_dims: int, before: int, after: int, kernel: int, norm: str, slope: float = 0.0
+) -> list[nn.Module]:
+    """The step the networks are made of; the convolution keeps its bias, as published, though the norm takes it.
+
+    Args:
+        slope: of the ReLU below 0.
+    """
     conv = Conv["conv", spatial_dims](before, after, kernel, padding=kernel // 2)
-    return [conv, make_norm(norm, spatial_dims, after), nn.ReLU(inplace=True)]
+    relu = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
+    return [conv, make_norm(norm, spatial_dims, after), relu]
 
 
 def make_norm(norm: str, spatial_dims: int, channels: int) -> nn.Module:

@@ -10,6 +10,7 @@ from common.networks.blocks import LEVELS, check_image, check_options, conv_norm
 
 __all__ = ["VNet"]
 
+SLOPE = 0.1  # of the ReLU below 0
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # of each level on the way down; the way up mirrors them
 
 
@@ -17,11 +18,12 @@ class VNet(nn.Module):
     """V-Net of plain convolutions, its skips added, with a 1x1 head on ``width`` channels at full resolution.
 
     A step down halves the image and doubles the channels (convolution of stride 2), a step up does the reverse
-    (transposed convolution). A norm and a ReLU follow every convolution but the head.
+    (transposed convolution). A norm and a leaky ReLU follow every convolution but the head.
 
     Source: the network of Yu et al., "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium
     Segmentation" (UA-MT), MICCAI 2019, after Milletari et al., "V-Net", 3DV 2016: 9.45 million parameters in three
-    dimensions. Departures: two dimensions; any image size (far edges repeated up to a multiple of 16, then cropped);
+    dimensions. Departures: the leak of the ReLU, since all of 8 channels can die on the voxels of one class, which is
+    then never found again; two dimensions; any image size (far edges repeated up to a multiple of 16, then cropped);
     weights and biases in instance norm too.
 
     Args:
@@ -68,7 +70,7 @@ class VNet(nn.Module):
         self.head = Conv["conv", spatial_dims](width, out_channels, 1)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        """The head's input ``(B, width, *spatial)``, not negative."""
+        """The head's input ``(B, width, *spatial)``."""
         check_image(image, self.spatial_dims, self.in_channels)
         x = pad_to_multiple(image)
         skips: list[torch.Tensor] = []
@@ -85,12 +87,12 @@ class VNet(nn.Module):
 
 
 def _stage(spatial_dims: int, before: int, after: int, count: int, norm: str) -> nn.Sequential:
-    """``count`` blocks of a convolution of kernel 3, a norm and a ReLU."""
+    """``count`` blocks of a convolution of kernel 3, a norm and a leaky ReLU."""
     befores = [before] + [after] * (count - 1)
-    return nn.Sequential(*(nn.Sequential(*conv_norm_relu(spatial_dims, b, after, 3, norm)) for b in befores))
+    return nn.Sequential(*(nn.Sequential(*conv_norm_relu(spatial_dims, b, after, 3, norm, SLOPE)) for b in befores))
 
 
 def _resample(kind: str, spatial_dims: int, before: int, after: int, norm: str) -> nn.Sequential:
-    """A step to the next level, ``conv`` down or ``convtrans`` up: kernel and stride 2, a norm and a ReLU."""
+    """A step to the next level, ``conv`` down or ``convtrans`` up: kernel and stride 2, a norm and a leaky ReLU."""
     conv = Conv[kind, spatial_dims](before, after, 2, stride=2)
-    return nn.Sequential(conv, make_norm(norm, spatial_dims, after), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, make_norm(norm, spatial_dims, after), nn.LeakyReLU(SLOPE, inplace=True))

@@ -52,6 +52,8 @@ def test_a_step_is_convolution_with_bias_norm_and_relu_and_keeps_the_size(kernel
     assert conv.kernel_size == (kernel,) * dims and conv.bias is not None and isinstance(relu, nn.ReLU)
     out = relu(norm(conv(torch.randn(1, 2, *range(5, 5 + dims)))))
     assert out.shape == (1, 4, *range(5, 5 + dims)) and out.min() == 0
+    leaky = conv_norm_relu(dims, 2, 4, kernel, "instance", slope=0.1)[2]
+    assert leaky(torch.tensor([-3.0])).item() == pytest.approx(-0.3)
 
 
 def test_first_weights_are_kaiming_by_fan_out():
