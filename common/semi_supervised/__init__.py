@@ -3,6 +3,7 @@
 from .bases import CopyPaste, MeanTeacherBase, Step, Supervised, Voxels, choose_base
 from .data import PairDataset, PairSampler, read_semi_supervised
 from .evaluator import CaseEvaluator
+from .objective import SemiSupervisedObjective
 from .region_loss import DiceCERegionLoss, PseudoLabels
 from .teacher import MeanTeacher, TeacherUpdate
 
@@ -15,6 +16,7 @@ __all__ = [
     "PairDataset",
     "PairSampler",
     "PseudoLabels",
+    "SemiSupervisedObjective",
     "Step",
     "Supervised",
     "TeacherUpdate",

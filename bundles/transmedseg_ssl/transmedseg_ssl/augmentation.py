@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -11,6 +9,7 @@ from common.losses import ClassStatistics
 from common.losses.expected_cross_entropy import ExpectedCrossEntropyLoss
 from common.networks.linear_head import find_linear_head
 from common.semi_supervised.bases import Step, Voxels
+from common.semi_supervised.voxels import draw_per_class
 
 DIRECTIONS = ("source_to_target", "teacher_to_student")
 
@@ -128,14 +127,3 @@ class TransferableAugmentation(nn.Module):
 def classify(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """Logits ``(B, K, *spatial)`` of features ``(B, A, *spatial)``; a linear layer takes the channels last."""
     return head(features.movedim(1, -1)).movedim(-1, 1) if isinstance(head, nn.Linear) else head(features)
-
-
-def draw_per_class(labels: torch.Tensor, classes: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Indices of up to ``count`` random positions, with replacement, of each class in ``labels`` ``(N,)``."""
-    chosen: Sequence[torch.Tensor] = []
-    for label in range(classes):
-        where = (labels == label).nonzero()[:, 0]
-        if len(where) > count:
-            where = where[torch.randint(len(where), (count,), generator=generator).to(where.device)]
-        chosen.append(where)
-    return torch.cat(chosen)

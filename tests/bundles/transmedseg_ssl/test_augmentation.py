@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.semi_supervised.bases import Step, Voxels
-from transmedseg_ssl.augmentation import TransferableAugmentation, draw_per_class
+from transmedseg_ssl.augmentation import TransferableAugmentation
 
 CLASSES, WIDTH, TOTAL = 3, 5, 10
 DIRECTIONS = ["source_to_target", "teacher_to_student"]
@@ -138,17 +138,6 @@ def test_at_most_so_many_voxels_of_a_class():
     tsa(network, step, 0, TOTAL)
     assert tsa.student.pooled().count.tolist() == [7, 7, 4]
     assert tsa.teacher.pooled().count.tolist() == [7, 7, 7]
-
-
-def test_draw_per_class():
-    labels = torch.tensor([2, 0, -1, 0, 2, 2, 0, 0, -1, 2])
-    draw = torch.Generator().manual_seed(0)
-    assert draw_per_class(labels, 3, 4, draw).tolist() == [1, 3, 6, 7, 0, 4, 5, 9]  # all there are
-    seen = [draw_per_class(labels, 3, 2, draw).tolist() for _ in range(60)]
-    assert {len(indices) for indices in seen} == {4}
-    assert {i for indices in seen for i in indices[:2]} == {1, 3, 6, 7}
-    assert {i for indices in seen for i in indices[2:]} == {0, 4, 5, 9}
-    assert draw_per_class(torch.full((5,), -1), 3, 2, draw).shape == (0,)
 
 
 def test_drawing_leaves_all_other_random_numbers_alone():

@@ -1,6 +1,6 @@
 import numpy as np
 
-from transmedseg_ssl.anatomy import FAR, Canvas
+from common.phantoms.heart.anatomy import FAR, Canvas
 
 
 def canvas(step=1.0, reach=24.0):
