@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from common.data.dataset import DataError
-from tools.prepare import acdc, chaos, fundus, la, mscmr, pancreas, prostate, synapse
+from tools.prepare import acdc, brats, chaos, fundus, la, mscmr, pancreas, prostate, synapse
 from tools.prepare.recipe import Recipe, run
 
 __all__ = ["RECIPES", "prepare"]
 
-RECIPES = {"acdc": acdc.RECIPE, "chaos": chaos.RECIPE, "fundus": fundus.RECIPE, "la": la.RECIPE,
+RECIPES = {"acdc": acdc.RECIPE, "brats": brats.RECIPE, "chaos": chaos.RECIPE, "fundus": fundus.RECIPE, "la": la.RECIPE,
            "mscmr": mscmr.RECIPE, "pancreas": pancreas.RECIPE, "prostate": prostate.RECIPE, "synapse": synapse.RECIPE}
-CONFIGURE = {"acdc": acdc.configure, "la": la.configure, "pancreas": pancreas.configure}
+CONFIGURE = {"acdc": acdc.configure, "brats": brats.configure, "la": la.configure, "pancreas": pancreas.configure}
 
 
 def prepare(name: str, source: str, output: str, **options: Any) -> None:

@@ -72,6 +72,7 @@ class Recipe:
         preprocess: from image and label, each ``(1, *spatial)`` with an affine, to the same, ready; None leaves them.
         doubts: what looks unusual about an image and its label, one text for each; it only warns.
         folds: whether the training scans are divided for cross-validation.
+        dtype: of the stored intensities.
 
     The label of a scan without one is None for ``read``, ``preprocess`` and ``doubts``; only sets with unlabelled scans
     have such.
@@ -88,6 +89,7 @@ class Recipe:
     preprocess: Callable[[MetaTensor, Any], tuple[MetaTensor, Any]] | None = None
     doubts: Callable[[np.ndarray, Any], list[str]] | None = None
     folds: bool = True
+    dtype: type = np.uint8
 
 
 def run(recipe: Recipe, source: Path, output: Path) -> Path:
@@ -117,7 +119,7 @@ def run(recipe: Recipe, source: Path, output: Path) -> Path:
     blocks = five_blocks(names) if recipe.folds else []
     try:
         return write_dataset(output, recipe.name, recipe.modality, recipe.labels, **cases, folds=blocks,
-                             extra=recipe.about)
+                             extra=recipe.about, dtype=recipe.dtype)
     finally:
         if doubts:
             warnings.warn("\n  ".join([f"unusual data in {source}, used as it is:", *doubts]), stacklevel=2)

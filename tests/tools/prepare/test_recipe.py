@@ -52,7 +52,7 @@ def test_each_states_source_licence_splits_and_checks(name):
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(SystemExit, match="expected one of acdc, chaos, .*, pancreas, .*, found acdd"):
+    with pytest.raises(SystemExit, match="expected one of acdc, brats, chaos, .*, pancreas, .*, found acdd"):
         prepare("acdd", "a", "b")
 
 
