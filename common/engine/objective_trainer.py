@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,13 @@ class ObjectiveTrainer(SupervisedTrainer):
     any device: it needs no loss scaling, hence no scaler to checkpoint.
 
     Args:
-        grad_clip: largest norm of the gradient, or null.
+        grad_clip: largest norm of the gradient of each optimizer's parameters, or null.
+        more_optimizers: of other networks that the same loss trains; each one steps after ``optimizer``.
         image_key, label_key: what in the batch the logits are of.
         kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
+
+    Raises:
+        ValueError: two optimizers hold the same parameter, which would be moved twice.
     """
 
     def __init__(
@@ -30,9 +35,14 @@ class ObjectiveTrainer(SupervisedTrainer):
         amp: bool = False,
         image_key: str = Keys.IMAGE,
         label_key: str = Keys.LABEL,
+        more_optimizers: Sequence[torch.optim.Optimizer] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(decollate=False, **kwargs)
+        self.optimizers = [self.optimizer, *more_optimizers]
+        held = [set(_parameters(optimizer)) for optimizer in self.optimizers]
+        if shared := sum(map(len, held)) - len(set().union(*held)):
+            raise ValueError(f"{shared} parameters belong to more than one optimizer; each may stand in one alone.")
         self.grad_clip = grad_clip
         self.bfloat16 = amp
         self.image_key = image_key
@@ -42,7 +52,8 @@ class ObjectiveTrainer(SupervisedTrainer):
         device = engine.state.device
         batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batchdata.items()}
         engine.network.train()
-        engine.optimizer.zero_grad(set_to_none=True)
+        for optimizer in engine.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=engine.bfloat16):
             logits, terms = engine.loss_function(engine.network, batch)
         shown = {Keys.IMAGE: batch[engine.image_key], Keys.LABEL: batch[engine.label_key]}
@@ -51,12 +62,16 @@ class ObjectiveTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         terms["loss"].backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if engine.grad_clip is not None:
-            parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, engine.grad_clip)
-        engine.optimizer.step()
+        for optimizer in engine.optimizers:
+            if engine.grad_clip is not None:
+                nn.utils.clip_grad_norm_(_parameters(optimizer), engine.grad_clip)
+            optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def loss_terms(output: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -35,7 +35,7 @@ class ClassMemoryBank(nn.Module):
         filled: how many features each class holds, ``(K,)``.
 
     Raises:
-        ValueError: a number is below 1, features or labels do not fit, or a label or class is not below K.
+        ValueError: a number is below 1, features or labels do not fit, or a label, class or count is out of range.
     """
 
     def __init__(self, num_classes: int, feat_dim: int, size: int) -> None:
@@ -62,10 +62,25 @@ class ClassMemoryBank(nn.Module):
 
     def get(self, c: int) -> torch.Tensor:
         """A copy of the features of class ``c``, oldest first: ``(M, A)`` with ``M = filled[c]``."""
-        if not 0 <= c < self.num_classes:
-            raise ValueError(f"class must be from 0 to {self.num_classes - 1}, got {c}.")
+        self._check_class(c)
         start, end = int(self.pointer[c]), int(self.filled[c])  # equal until the class is full
         return torch.cat([self.features[c, start:end], self.features[c, :start]])
+
+    def draw(self, c: int, count: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """A copy of ``min(count, filled[c])`` random features of class ``c``, no one twice: ``(M, A)``.
+
+        Args:
+            generator: of the CPU; null takes torch's global one.
+        """
+        self._check_class(c)
+        if count < 0:
+            raise ValueError(f"count must not be negative, got {count}.")
+        chosen = torch.randperm(int(self.filled[c]), generator=generator)[:count]
+        return self.features[c, chosen.to(self.features.device)]
+
+    def _check_class(self, c: int) -> None:
+        if not 0 <= c < self.num_classes:
+            raise ValueError(f"class must be from 0 to {self.num_classes - 1}, got {c}.")
 
 
 def _contrast(query: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, log_share: torch.Tensor):

@@ -31,6 +31,28 @@ def make(batch, lr=0.1, **options):
     return trainer, network
 
 
+class Pair(nn.Module):
+    """Two networks that share nothing but the sum of their losses; the second lives in the objective."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.other = nn.Linear(3, 1)
+
+    def forward(self, network, batch):
+        found, more = network(batch["image"]), self.other(batch["image"])
+        return found, {"loss": (found - batch["label"]).square().mean() + 3 * (more + batch["label"]).square().mean()}
+
+
+def make_pair(batch, **options):
+    torch.manual_seed(1)
+    network, objective = nn.Linear(3, 1), Pair()
+    first, second = torch.optim.SGD(network.parameters(), lr=0.1), torch.optim.SGD(objective.parameters(), lr=0.02)
+    options |= {"network": network, "optimizer": first, "more_optimizers": [second], "loss_function": objective}
+    trainer = ObjectiveTrainer(device=torch.device("cpu"), max_epochs=1, train_data_loader=[batch], **options)
+    return trainer, network, objective.other
+
+
 def vector(network):
     return nn.utils.parameters_to_vector(network.parameters()).detach().clone()
 
@@ -97,3 +119,32 @@ def test_handlers_see_monais_events_in_their_order(batch):
         trainer.add_event_handler(getattr(IterationEvents, name), lambda engine, name=name: seen.append(name))
     trainer.run()
     assert seen == list(names)
+
+
+def test_more_optimizers_step_as_well_each_after_its_own_gradient(batch):
+    trainer, network, other = make_pair(batch)
+    other.weight.grad = torch.full_like(other.weight, 100.0)  # old: it does not count
+    expected = []
+    for part, rate, weight, sign in ((network, 0.1, 1, 1), (other, 0.02, 3, -1)):
+        with torch.no_grad():  # by hand: d/dw of weight * mean (xw + b - sign y)^2
+            residual = part(batch["image"]) - sign * batch["label"]
+            slope = 2 * weight * torch.cat([(residual * batch["image"]).mean(0), residual.mean(0)])
+        expected.append(vector(part) - rate * slope)
+    trainer.run()
+    torch.testing.assert_close(vector(network), expected[0])
+    torch.testing.assert_close(vector(other), expected[1])
+
+
+def test_the_gradients_of_each_optimizer_are_clipped_by_themselves(batch):
+    """A steep loss of one network must not shorten the step of the other."""
+    trainer, network, other = make_pair(batch, grad_clip=0.01)
+    before = vector(network), vector(other)
+    trainer.run()
+    assert (vector(network) - before[0]).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert (vector(other) - before[1]).norm().item() == pytest.approx(0.02 * 0.01, rel=1e-3)
+
+
+def test_a_parameter_of_two_optimizers_is_refused(batch):
+    trainer, network = make(batch)
+    with pytest.raises(ValueError, match="1 parameters belong to more than one optimizer"):
+        make(batch, more_optimizers=[torch.optim.SGD([network.bias], lr=1), torch.optim.SGD([network.bias], lr=2)])

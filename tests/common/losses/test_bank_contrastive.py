@@ -163,6 +163,36 @@ def test_more_than_fits_keeps_the_last():
     assert bank.get(1).flatten().tolist() == [15, 16, 17] and bank.filled.tolist() == [2, 3]
 
 
+def test_draws_are_of_the_class_each_at_most_once():
+    """Every feature is drawn in turn, from a class that is full, from one that is not, and from an empty one."""
+    bank = make_bank(torch.arange(4.0)[:, None], torch.arange(10.0, 12)[:, None], [])
+    bank.push(torch.tensor([[4.0], [5.0]]).double(), torch.tensor([0, 0]))  # the ring of class 0 has turned
+    draw = torch.Generator().manual_seed(0)
+    for c, members in enumerate(({2, 3, 4, 5}, {10, 11}, set())):
+        for count in (0, 1, 2, 3, 9):
+            drawn = [tuple(bank.draw(c, count, draw).flatten().tolist()) for _ in range(60)]
+            assert {len(rows) for rows in drawn} == {len(set(rows)) for rows in drawn} == {min(count, len(members))}
+            assert {value for rows in drawn for value in rows} == (members if count else set())
+        assert bank.draw(c, 2, draw).shape == (min(2, len(members)), 1)
+    assert len(set(tuple(bank.draw(0, 9, draw).flatten().tolist()) for _ in range(300))) == 24  # in any order
+
+
+def test_a_draw_is_a_copy_and_follows_its_generator(case):
+    bank = case[2]
+    drawn = [bank.draw(0, 3, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    before = torch.get_rng_state()
+    bank.draw(0, 3, torch.Generator()).zero_()
+    assert torch.equal(torch.get_rng_state(), before) and (bank.get(0) != 0).all()
+    torch.manual_seed(5)
+    assert torch.equal(bank.draw(0, 3), drawn[0]) and not torch.equal(torch.get_rng_state(), before)
+    for c in (-1, 4):
+        with pytest.raises(ValueError, match=f"class must be from 0 to 3, got {c}"):
+            bank.draw(c, 2)
+    with pytest.raises(ValueError, match="count must not be negative, got -1"):
+        bank.draw(0, -1)
+
+
 def test_the_bank_keeps_values_not_graphs_and_nothing_in_eval():
     bank, features = ClassMemoryBank(1, 2, 4), torch.ones(2, 2, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,106 @@
+"""The network that the student trains with: what it makes of an image, and which labels it teaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common.networks.linear_head import find_linear_head, forward_with_features
+
+from .diffusion import Diffusion
+
+READINGS = ("one_step", "ddim")
+
+
+@dataclass
+class Seen:
+    """What a peer makes of images: logits ``(B, K, *spatial)`` and the features ``(B, A, *spatial)`` behind them.
+
+    ``reliable`` ``(B,)``: the images that it had to look at. ``noise`` ``(B,)``: t / T of the labels that it was shown.
+    """
+
+    logits: torch.Tensor
+    features: torch.Tensor
+    reliable: torch.Tensor
+    noise: torch.Tensor | None = None
+
+
+class PlainPeer(nn.Module):
+    """A second network of the student's kind, which sees the image alone (cross pseudo supervision).
+
+    Source: Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021.
+
+    Args:
+        network: with first weights of its own, since equal networks have nothing to teach each other.
+        head: name of its 1x1 classifier.
+    """
+
+    def __init__(self, network: nn.Module, head: str = "head") -> None:
+        super().__init__()
+        self.network, self.head = network, head
+
+    def forward(self, image: torch.Tensor, labels: torch.Tensor) -> Seen:
+        logits, features = forward_with_features(self.network, image, self.head)
+        return Seen(logits, features, torch.ones(len(image), dtype=torch.bool, device=image.device))
+
+    def teach(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of which pseudo-labels are made, and the images ``(B,)`` that they may be used on."""
+        return seen.logits, seen.reliable
+
+
+class DiffusionPeer(nn.Module):
+    """A diffusion network, which sees the image and noised labels: true ones, or the student's.
+
+    Each image has a time of its own. At small times the answer can be read from the labels shown: as a pseudo-label it
+    would be the student's own, and as a feature of a labelled image it would hold the truth. So only images at high
+    noise are reliable.
+
+    Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408), which show the noised
+    pseudo-labels; the limit is our own.
+
+    Args:
+        network: :class:`.DiffusionNetwork`. diffusion: its forward process.
+        head: name of the network's 1x1 classifier.
+        times: range of t / T that it is trained on.
+        pseudo_times: range of t / T at which an image is reliable.
+        pseudo: pseudo-labels are the prediction that it is trained with (``one_step``), or sampled from noise alone,
+            whatever the student thinks (``ddim``): reliable on every image, at so many more passes.
+
+    Raises:
+        ValueError: an unknown ``pseudo``; ranges outside 0 to 1, or without a common part.
+    """
+
+    def __init__(
+        self, network: nn.Module, diffusion: Diffusion, head: str = "head", times: tuple[float, float] = (0.0, 1.0),
+        pseudo_times: tuple[float, float] = (0.5, 1.0), pseudo: str = "one_step",
+    ) -> None:
+        super().__init__()
+        if pseudo not in READINGS:
+            raise ValueError(f"pseudo must be one of {', '.join(READINGS)}, got {pseudo!r}.")
+        ordered = all(0 <= low < high <= 1 for low, high in (times, pseudo_times))
+        if not ordered or max(times[0], pseudo_times[0]) >= min(times[1], pseudo_times[1]):
+            raise ValueError(
+                "expected times and pseudo_times from low to above it within 0 to 1, with a common part, got "
+                f"{tuple(times)} and {tuple(pseudo_times)}."
+            )
+        self.network, self.diffusion, self.head = network, diffusion, head
+        self.times, self.pseudo_times, self.pseudo = tuple(times), tuple(pseudo_times), pseudo
+
+    def forward(self, image: torch.Tensor, labels: torch.Tensor) -> Seen:
+        """The prediction from labels ``(B, *spatial)``, each a class, noised to a random time."""
+        times = self.diffusion.draw_times(len(image), *self.times, device=image.device)
+        noised = self.diffusion.noised(labels, times)
+        features: list[torch.Tensor] = []
+        head = find_linear_head(self.network, self.head)
+        with head.register_forward_pre_hook(lambda module, args: features.append(args[0])):  # leaves with the block
+            logits = self.network(image, noised, times)
+        low, high = (round(share * self.diffusion.steps) for share in self.pseudo_times)
+        return Seen(logits, features[0], (low <= times) & (times < high), times / self.diffusion.steps)
+
+    def teach(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`PlainPeer.teach`; ``ddim`` takes the global random numbers that the sample needs."""
+        if self.pseudo == "ddim":
+            return self.diffusion.sample(self.network, image), torch.ones_like(seen.reliable)
+        return seen.logits, seen.reliable

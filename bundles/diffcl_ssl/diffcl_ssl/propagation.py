@@ -1,0 +1,107 @@
+"""Contrastive label propagation: the memory of labelled voxels from which labels spread to unlabelled ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from common.losses import ClassMemoryBank
+from common.semi_supervised.bases import Voxels
+from common.semi_supervised.voxels import draw_per_class, pick
+
+from .peers import Seen
+from .projection import Projection, PrototypeLoss
+from .propagation_loss import LabelPropagationLoss
+
+__all__ = ["LabelPropagation", "LabelPropagationLoss", "Projection", "PrototypeLoss"]
+
+
+class LabelPropagation(nn.Module):
+    r"""L_cl between a bank of the peer's labelled voxels and random unlabelled voxels of the student.
+
+    A step puts up to ``voxels_per_class`` labelled voxels of each class into the bank: those that the peer classifies
+    rightly, with a probability of at least ``confidence``, on images where it is reliable. A diffusion network that was
+    shown a hardly noised label has read the class there, not in the image. ``anchors`` vectors of each class are drawn
+    from the bank, and contrasted with ``vectors`` unlabelled voxels of the student.
+
+    The projections are tied by :class:`.PrototypeLoss` on labelled voxels of both networks. It trains the projections
+    and the prototypes alone: without L_cl the networks train as if none of this were here. L_cl reaches the student and
+    its projection, never the peer.
+
+    All rows of a projection go through it in one call, for batch norm: voxels balanced by class and random ones have
+    other statistics, and normalised apart they could not be compared.
+
+    Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408); the tie, and which voxels enter
+    the bank, are our own.
+
+    Args:
+        num_classes: K. feat_dim: A, of both networks. embedding: D.
+        loss: L_cl.
+        shared: one projection for both networks, or one for each.
+        bank_size: vectors kept per class.
+        voxels_per_class, vectors, anchors, confidence: see above.
+        seed: of the draw of voxels and of the first weights, which leave all other random numbers alone.
+
+    In a distributed run each process has projections, prototypes and a bank of its own, which fit each other.
+    """
+
+    def __init__(
+        self, num_classes: int, feat_dim: int, embedding: int = 64, loss: LabelPropagationLoss | None = None,
+        shared: bool = True, bank_size: int = 2048, voxels_per_class: int = 256, vectors: int = 1024,
+        anchors: int = 128, confidence: float = 0.9, seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.loss, self.bank = loss or LabelPropagationLoss(), ClassMemoryBank(num_classes, embedding, bank_size)
+        self.voxels_per_class, self.vectors, self.anchors = voxels_per_class, vectors, anchors
+        self.confidence, self.seed = confidence, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.projection = Projection(feat_dim, embedding)
+            self.peer_projection = None if shared else Projection(feat_dim, embedding)
+            self.prototypes = PrototypeLoss(num_classes, embedding)
+
+    def forward(
+        self, labelled: Voxels, unlabelled: torch.Tensor, peer: Seen, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """L_cl, the loss of the prototypes, and what to log.
+
+        Args:
+            labelled: of the student. unlabelled: its features ``(B, A, *spatial)`` of other images.
+            peer: what the peer made of the labelled images. number: of the step.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        taught, taught_labels = self._draw(peer.features, self._sure(peer, labelled.labels), generator)
+        own, own_labels = self._draw(labelled.features, labelled.labels, generator)
+        voxels = unlabelled[:, 0].numel()
+        chosen = torch.randint(voxels, (min(self.vectors, voxels),), generator=generator)
+        found = pick(unlabelled, chosen.to(unlabelled.device))
+        # apart from L_cl, since batch norm's statistics carry a gradient to every row
+        first, second, _ = self._project(taught, own, found.detach())
+        prototype = self.prototypes(torch.cat([first, second]), torch.cat([taught_labels, own_labels]))
+        self.bank.push(first.detach(), taught_labels)
+        anchors = [self.bank.draw(c, self.anchors, generator) for c in range(self.bank.num_classes)]
+        loss, log = self.loss(anchors, self._project(taught, own, found)[2])
+        filled = self.bank.filled.float().mean() / self.bank.size
+        return loss, prototype, {"propagation": loss, "prototype": prototype, "bank": filled, **log}
+
+    def _draw(
+        self, features: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of up to ``voxels_per_class`` voxels of each class, without gradient, and their labels."""
+        chosen = draw_per_class(labels.flatten(), self.bank.num_classes, self.voxels_per_class, generator)
+        return pick(features.detach(), chosen), labels.flatten()[chosen]
+
+    @torch.no_grad()
+    def _sure(self, peer: Seen, labels: torch.Tensor) -> torch.Tensor:
+        """The labels of the voxels that may enter the bank, -1 elsewhere."""
+        chance, found = peer.logits.float().softmax(1).max(1)
+        reliable = peer.reliable.view(-1, *[1] * (labels.ndim - 1))
+        return torch.where(reliable & (found == labels) & (chance >= self.confidence), labels, -1)
+
+    def _project(self, taught: torch.Tensor, own: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Vectors of the peer's labelled rows, the student's labelled ones and the student's unlabelled ones."""
+        rows = [own.float(), found.float()]
+        if self.peer_projection is not None:
+            return self.peer_projection(taught), *self.projection(torch.cat(rows)).split([len(own), len(found)])
+        vectors = self.projection(torch.cat([taught.float(), *rows]))
+        return vectors.split([len(taught), len(own), len(found)])

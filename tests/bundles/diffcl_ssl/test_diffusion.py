@@ -1,0 +1,296 @@
+"""DS against a plain V-Net whose norms are shifted by hand, and the process against its formulae in float64."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from common.networks import VNet, find_linear_head
+from diffcl_ssl.diffusion import Diffusion, DiffusionNetwork
+
+OPTIONS = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "width": 4, "norm": "instance"}
+
+
+def make(**options):
+    torch.manual_seed(0)
+    return DiffusionNetwork(**{**OPTIONS, **options})
+
+
+def inputs(count=2, *size, channels=1, classes=3):
+    draw = torch.Generator().manual_seed(1)
+    image, noised = (torch.randn(count, c, *size, generator=draw) for c in (channels, classes))
+    return image, noised, torch.arange(count) * 300 + 7
+
+
+def signal(steps=1000, schedule="linear_beta"):
+    """The share of the segmentation left at each time, alpha-bar, in float64."""
+    if schedule == "linear_beta":
+        betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
+    else:
+        share = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        betas = torch.tensor([min(1 - share[i + 1] / share[i], 0.999) for i in range(steps)], dtype=torch.float64)
+    return torch.cumprod(1 - betas, 0)
+
+
+# the network
+
+
+def embed(network, time):
+    """The formula, for one time, in float64: ``(512,)``."""
+    waves = [time * 10000 ** (-i / 64) for i in range(64)]
+    x = torch.tensor([math.cos(w) for w in waves] + [math.sin(w) for w in waves], dtype=torch.float64)
+    first, second = (layer for layer in network.time if isinstance(layer, nn.Linear))
+    x = first.weight @ x + first.bias
+    x = second.weight @ (x * torch.sigmoid(x)) + second.bias
+    return x * torch.sigmoid(x)
+
+
+@pytest.mark.parametrize(("dims", "norm"), [(2, "instance"), (2, "group"), (3, "batch")])
+def test_each_block_is_shifted_behind_its_norm_by_the_time_of_the_item(dims, norm):
+    """A shift behind a norm is a larger bias of the norm: so one plain V-Net an item, each with biases of its own."""
+    network = make(spatial_dims=dims, norm=norm, in_channels=2).double().eval()
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, _InstanceNorm):
+            nn.init.uniform_(layer.running_mean, -1, 1)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+    image, noised, times = inputs(2, *(16, 20, 9)[:dims], channels=2)
+    image, noised = image.double(), noised.double()
+    found = network(image, noised, times)
+    other = VNet(**{**OPTIONS, "spatial_dims": dims, "norm": norm, "in_channels": 5}).double().eval()
+    for i, time in enumerate(times.tolist()):
+        other.load_state_dict({name: value.clone() for name, value in network.state_dict().items()
+                               if not name.startswith(("time", "shifts"))})  # fmt: skip
+        steps = [step for stage in (*other.encoder, *other.decoder) for step in stage]
+        assert len(steps) == len(network.shifts) == 1 + 2 + 3 + 3 + 3 + 3 + 3 + 2 + 1
+        with torch.no_grad():
+            for step, shift in zip(steps, network.shifts, strict=True):
+                step[1].bias += shift.weight @ embed(network, time) + shift.bias
+        expected = other(torch.cat([image, noised], 1)[i : i + 1])[0]
+        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-4)  # a time is embedded in float32
+        assert not torch.allclose(found[i], found[1 - i], atol=1e-2)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
+def test_the_time_and_the_noised_segmentation_matter(norm):
+    network, (image, noised, times) = make(norm=norm).train(), inputs(2, 16, 16)
+    found = network(image, noised, times)
+    assert not torch.allclose(found, network(image, noised, times.flip(0)), atol=1e-2)
+    assert not torch.allclose(found, network(image, noised.flip(0), times), atol=1e-2)
+    assert not torch.allclose(found, network(image.flip(0), noised, times), atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 33), (5, 18, 16)])
+def test_any_size_comes_back_and_gradients_reach_all_parameters(size):
+    network, (image, noised, times) = make(spatial_dims=len(size)), inputs(2, *size)
+    logits = network(image, noised, times)
+    assert logits.shape == (2, 3, *size)
+    logits.square().sum().backward()
+    grads = {name: p.grad for name, p in network.named_parameters()}
+    assert all(grad is not None and grad.isfinite().all() for grad in grads.values())
+    assert all(grad.abs().sum() > 0 for name, grad in grads.items() if name.startswith(("time", "shifts")))
+
+
+def test_the_head_is_linear_in_the_features_and_nothing_stays_behind_a_pass():
+    network, arguments = make(), inputs(2, 16, 19)
+    seen = []
+    find_linear_head(network, "head").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits = network(*arguments)
+    features = network.features(*arguments)
+    assert torch.equal(seen[0], features) and features.shape == (2, 4, 16, 19) and features.min() >= 0
+    torch.testing.assert_close(F.conv2d(features, network.head.weight, network.head.bias), logits)
+    with pytest.raises(RuntimeError):
+        network(arguments[0].double(), *arguments[1:])  # fails within the pass
+    torch.testing.assert_close(network(*arguments), logits, rtol=0, atol=0)
+
+
+def test_autocast_gives_nearly_the_same():
+    network, arguments = make(norm="group").eval(), inputs(2, 32, 32)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            short = network(*arguments)
+        long = network(*arguments)
+    assert short.dtype is torch.bfloat16 and (short - long).abs().mean() < 0.05 * long.std()
+
+
+def test_bad_input_of_the_network_is_refused():
+    network, (image, noised, times) = make(), inputs(2, 16, 16)
+    for arguments, message in (
+        ((image[0], noised, times), r"expected an image \(B, 1, \*spatial\)"),
+        ((image.repeat(1, 2, 1, 1), noised, times), r"expected an image \(B, 1, \*spatial\)"),
+        ((image, noised[:, :2], times), r"noised segmentation of shape \(2, 3, 16, 16\), got \(2, 2, 16, 16\)"),
+        ((image, noised[..., :8], times), "noised segmentation of shape"),
+        ((image, noised, times[:1]), r"2 integer times, got torch.int64 of shape \(1,\)"),
+        ((image, noised, times / 1000), "2 integer times, got torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network(*arguments)
+
+
+# the process
+
+
+def test_encoding_by_hand():
+    labels = torch.tensor([[[0, 2], [1, 1]]], dtype=torch.uint8)
+    found = Diffusion(3).encode(labels)
+    expected = [[[[1, -1], [-1, -1]], [[-1, -1], [1, 1]], [[-1, 1], [-1, -1]]]]
+    assert found.dtype is torch.float32 and found.tolist() == expected
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([[0, -1]]), torch.tensor([[3, 0]]), torch.tensor([[0.0, 1.0]])])
+def test_labels_that_are_no_class_are_refused(labels):
+    with pytest.raises(ValueError, match="expected integer labels from 0 to 2, got"):
+        Diffusion(3).encode(labels)
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("linear_beta", 1000), ("cosine", 1000), ("linear_beta", 50)])
+def test_mean_and_variance_of_the_noised_segmentation(schedule, steps):
+    torch.manual_seed(0)
+    times, count = torch.tensor([0, steps // 10, steps // 2, steps - 1]), 20_000
+    labels = torch.arange(2).repeat_interleave(count).expand(len(times), -1)
+    found = Diffusion(2, steps, schedule, sampling_steps=10).noised(labels, times).double()
+    assert found.shape == (len(times), 2, 2 * count)
+    share = signal(steps, schedule)
+    for item, time in zip(found, times.tolist(), strict=True):
+        mean, variance = share[time].item() ** 0.5, 1 - share[time].item()
+        for channel in range(2):
+            for label in range(2):
+                values = item[channel, label * count : (label + 1) * count]
+                target = mean if channel == label else -mean
+                assert values.mean().item() == pytest.approx(target, abs=5 * (variance / count) ** 0.5)
+                assert values.var().item() == pytest.approx(variance, rel=5 * (2 / count) ** 0.5)
+    alike = found[:, 0, :count].corrcoef() - torch.eye(len(times))  # each item and each channel has noise of its own
+    assert alike.abs().max() < 5 / count**0.5 and found[2, :, :count].corrcoef()[0, 1].abs() < 5 / count**0.5
+
+
+@pytest.mark.parametrize("schedule", ["linear_beta", "cosine"])
+@pytest.mark.parametrize("steps", [50, 1000])
+def test_at_the_last_time_nothing_is_left_of_the_segmentation(schedule, steps):
+    """Whatever network reads it: pseudo-labels from there cannot be copies."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 2, (2, 20_000))
+    diffusion = Diffusion(2, steps, schedule)
+    found = diffusion.noised(labels, torch.tensor([0, steps - 1]))[:, 1]
+    first, last = (torch.stack([labels[i].float(), found[i]]).corrcoef()[0, 1].item() for i in range(2))
+    assert first > 0.99 and abs(last) < 5 / 20_000**0.5
+    assert signal(steps, schedule)[-1] < 5e-5
+
+
+@pytest.mark.parametrize(("low", "high", "first", "end"), [(0.0, 1.0, 0, 50), (0.5, 1.0, 25, 50), (0.58, 0.6, 29, 30)])
+def test_times_are_uniform_in_their_range(low, high, first, end):
+    generator = torch.Generator().manual_seed(0)
+    diffusion = Diffusion(2, steps=50)
+    times = diffusion.draw_times(5000, low, high, generator=generator)
+    assert times.dtype is torch.int64 and times.shape == (5000,)
+    counts = times.bincount(minlength=50)
+    share = 5000 / (end - first)
+    assert counts.sum() == 5000 == counts[first:end].sum()
+    assert ((counts[first:end] - share).abs() <= 5 * share**0.5).all()
+    again = diffusion.draw_times(5000, low, high, "cpu", torch.Generator().manual_seed(0))
+    assert torch.equal(times, again)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2), (0.501, 0.502)])
+def test_empty_ranges_of_times_are_refused(low, high):
+    with pytest.raises(ValueError, match="within 0 to 1"):
+        Diffusion(2, steps=100).draw_times(1, low, high)
+
+
+def test_bad_options_of_the_process_are_refused():
+    for options, message in (
+        ({"schedule": "sigmoid_beta"}, "schedule must be 'linear_beta' or 'cosine', got 'sigmoid_beta'"),
+        ({"steps": 20}, "above 20"),
+        ({"sampling_steps": 0}, "multiple of sampling_steps"),
+        ({"steps": 100, "sampling_steps": 30}, "got 100 and 30"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Diffusion(2, **options)
+
+
+def test_it_has_no_state():
+    assert Diffusion(2).state_dict() == {} and list(Diffusion(2).parameters()) == []
+
+
+# sampling
+
+
+class Oracle(nn.Module):
+    """Knows the segmentation; remembers what it was asked."""
+
+    def __init__(self, labels, classes):
+        super().__init__()
+        self.logits = 100.0 * F.one_hot(labels, classes).movedim(-1, 1)
+        self.asked = []
+
+    def forward(self, image, noised, times):
+        self.asked.append((noised.double(), times, self.training, torch.is_grad_enabled()))
+        return self.logits
+
+
+@pytest.mark.parametrize(("schedule", "sampling"), [("linear_beta", 10), ("linear_beta", 1), ("cosine", 4)])
+def test_sampling_follows_the_formula(schedule, sampling):
+    """To one who knows the segmentation the noise stays that of the start, and is as strong as the time says."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (2, 5, 4))
+    oracle = Oracle(labels, 3).train()
+    found = Diffusion(3, 1000, schedule, sampling).sample(oracle, torch.zeros(2, 1, 5, 4))
+    assert torch.equal(found, oracle.logits) and oracle.training
+    assert [times.tolist() for _, times, _, _ in oracle.asked] == [
+        [1000 * k // sampling - 1] * 2 for k in range(sampling, 0, -1)
+    ]
+    assert not any(training or graph for _, _, training, graph in oracle.asked)
+    clean = 2.0 * F.one_hot(labels, 3).movedim(-1, 1).double() - 1
+    share, start = signal(1000, schedule), oracle.asked[0][0]
+    assert start.mean().abs() < 5 / start.numel() ** 0.5 and start.std() == pytest.approx(1, abs=0.3)
+    noise = (start - share[-1].sqrt() * clean) / (1 - share[-1]).sqrt()
+    for noised, times, _, _ in oracle.asked:
+        level = share[times[0]]
+        torch.testing.assert_close(noised, level.sqrt() * clean + (1 - level).sqrt() * noise, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 5, 12)])
+def test_a_sample_is_finite_repeats_with_its_seed_and_leaves_the_network_as_it_was(size):
+    network, image = make(spatial_dims=len(size), norm="batch", dropout=0.5), inputs(2, *size)[0]
+    before, diffusion = copy.deepcopy(network.state_dict()), Diffusion(3, sampling_steps=2)
+    samples = []
+    for training, seed in ((True, 3), (False, 3), (True, 4)):
+        network.train(training)
+        torch.manual_seed(seed)
+        samples.append(diffusion.sample(network, image))
+        assert network.training is training and torch.is_grad_enabled()
+    assert samples[0].shape == (2, 3, *size) and samples[0].isfinite().all() and not samples[0].requires_grad
+    assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_network_learns_to_take_the_noise_off():
+    """Segmentations that the image does not show, never twice the same: what is right was read from Y_t."""
+    torch.manual_seed(0)
+    network, diffusion = make(out_channels=2, norm="group"), Diffusion(2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+
+    def draw(count, low, high):
+        corner = torch.randint(0, 8, (count, 2, 1))
+        rows, columns = (torch.arange(16) - corner[:, axis] for axis in range(2))
+        inside = ((rows >= 0) & (rows < 8))[:, :, None] & ((columns >= 0) & (columns < 8))[:, None]
+        times = diffusion.draw_times(count, low, high)
+        return torch.zeros(count, 1, 16, 16), inside.long(), times
+
+    def accuracy(low, high):
+        image, labels, times = draw(32, low, high)
+        with torch.no_grad():
+            logits = network.eval()(image, diffusion.noised(labels, times), times)
+        return (logits.argmax(1) == labels).float().mean().item()
+
+    for _ in range(40):
+        image, labels, times = draw(8, 0.0, 1.0)
+        loss = F.cross_entropy(network.train()(image, diffusion.noised(labels, times), times), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert accuracy(0.0, 0.2) > 0.95  # 0.75 are right by chance
+    assert accuracy(0.95, 1.0) < 0.85

@@ -1,0 +1,145 @@
+"""What the peers are shown, which images they are reliable on, and of what their pseudo-labels are made."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffcl_ssl.diffusion import Diffusion
+from diffcl_ssl.peers import DiffusionPeer, PlainPeer
+
+CLASSES, WIDTH, STEPS = 3, 6, 100
+
+
+class Denoiser(nn.Module):
+    """In the place of a diffusion network: two layers and a time that is added."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.body = nn.Sequential(nn.Conv2d(1 + CLASSES, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.Dropout(0.3))
+        self.head = nn.Conv2d(WIDTH, CLASSES, 1)
+        self.shown = []
+
+    def forward(self, image, noised, times):
+        self.shown.append((image, noised, times, self.training, torch.is_grad_enabled()))
+        return self.head(self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / STEPS)
+
+
+def make(**options):
+    return DiffusionPeer(Denoiser(), Diffusion(CLASSES, STEPS, sampling_steps=4), **options)
+
+
+def make_images(count=2):
+    torch.manual_seed(4)
+    return torch.randn(count, 1, 8, 8), torch.randint(0, CLASSES, (count, 8, 8))
+
+
+def test_a_plain_peer_sees_the_image_alone():
+    torch.manual_seed(0)
+    network = nn.Sequential()
+    network.body, network.classifier = nn.Conv2d(1, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, CLASSES, 1)
+    image, labels = make_images()
+    for wrapped in (network, nn.DataParallel(network)):
+        peer = PlainPeer(wrapped, "classifier")
+        seen = peer(image, labels)
+        assert torch.equal(seen.logits, network(image)) and torch.equal(seen.features, network.body(image))
+        assert seen.reliable.tolist() == [True, True] and seen.noise is None and seen.logits.requires_grad
+        taught, reliable = peer.teach(image, seen)
+        assert taught is seen.logits and reliable is seen.reliable
+
+
+def test_a_diffusion_peer_sees_the_image_and_noised_labels():
+    """Each image at a time of its own; features are the head's input, with the gradient of the one pass."""
+    peer = make()
+    image, labels = make_images()
+    torch.manual_seed(9)
+    seen = peer(image, labels)
+    torch.manual_seed(9)
+    times = peer.diffusion.draw_times(2)
+    noised = peer.diffusion.noised(labels, times)
+    ((shown, label, time, training, _),) = peer.network.shown
+    assert shown is image and torch.equal(label, noised) and torch.equal(time, times) and training
+    assert torch.equal(seen.noise, times / STEPS) and times[0] != times[1]
+    assert torch.equal(peer.network.head(seen.features), seen.logits)
+    seen.logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in peer.network.parameters())
+    assert not peer.network.head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.Sequential])
+def test_the_head_is_found_by_name_inside_a_wrapper(wrap):
+    peer = make()
+    if wrap is nn.Sequential:  # not a wrapper: there is no such layer
+        peer.network = wrap(peer.network)
+        with pytest.raises(ValueError, match="'head' is not a linear head"):
+            peer(*make_images())
+        return
+    peer.network = wrap(peer.network)
+    assert peer(*make_images()).features.shape == (2, WIDTH, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("times", "pseudo_times"),
+    [((0, 1), (0.5, 1)), ((0, 1), (0.29, 0.58)), ((0.2, 0.9), (0, 1)), ([0.3, 0.6], [0.5, 1])],
+)
+def test_only_images_at_high_noise_are_reliable(times, pseudo_times):
+    seen = make(times=times, pseudo_times=pseudo_times)(*make_images(400))
+    steps = [round(noise * STEPS) for noise in seen.noise.tolist()]
+    first, end = (round(share * STEPS) for share in times)
+    assert first <= min(steps) < first + 8 and end - 8 < max(steps) < end
+    low, high = (round(share * STEPS) for share in pseudo_times)
+    assert seen.reliable.tolist() == [low <= t < high for t in steps] and seen.reliable.any()
+
+
+def test_one_step_teaches_what_it_was_trained_with():
+    peer = make()
+    image, labels = make_images()
+    seen = peer(image, labels)
+    before = torch.get_rng_state()
+    taught, reliable = peer.teach(image, seen)
+    assert taught is seen.logits and reliable is seen.reliable
+    assert torch.equal(torch.get_rng_state(), before) and len(peer.network.shown) == 1
+
+
+def test_a_sample_teaches_without_the_labels_shown():
+    """Reliable on every image; labelled images are still only so at high noise, for the bank."""
+    peer = make(pseudo="ddim")
+    image, labels = make_images(20)
+    taught = []
+    for shown in (labels, CLASSES - 1 - labels):
+        seen = peer(image, shown)
+        assert not seen.reliable.all() and seen.reliable.any()
+        peer.network.body[1].reset_running_stats()  # which the labels shown have moved
+        torch.manual_seed(3)
+        logits, reliable = peer.teach(image, seen)
+        taught.append(logits)
+        assert reliable.all() and reliable.shape == (20,) and logits.shape == seen.logits.shape
+        assert not logits.requires_grad
+    assert torch.equal(*taught)
+    assert peer.network.training and all(module.training for module in peer.network.modules())
+    assert [shown[3:] for shown in peer.network.shown[:5]] == [(True, True)] + [(False, False)] * 4
+
+
+def test_the_network_is_in_the_state_once():
+    peer = make()
+    assert {name.split(".")[0] for name in peer.state_dict()} == {"network"}
+    assert len(peer.state_dict()) == len(peer.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [{"times": (0.0, 0.4)}, {"times": (0.5, 0.5)}, {"times": (-0.1, 1.0)}, {"pseudo_times": (0.5, 1000)},
+     {"times": (0.0, 0.5), "pseudo_times": (0.5, 1.0)}],
+)  # fmt: skip
+def test_ranges_without_reliable_images_are_refused(ranges):
+    with pytest.raises(ValueError, match="from low to above it within 0 to 1, with a common part, got"):
+        make(**ranges)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="pseudo must be one of one_step, ddim, got 'sample'"):
+        make(pseudo="sample")
+    image, labels = make_images()
+    labels[0, 0, 0] = -1
+    with pytest.raises(ValueError, match="expected integer labels from 0 to 2"):
+        make()(image, labels)

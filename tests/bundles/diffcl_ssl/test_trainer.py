@@ -1,0 +1,265 @@
+"""The sum of the two losses, and who is shown what and learns from whom."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from common.semi_supervised.bases import sigmoid_ramp
+from common.semi_supervised.region_loss import DiceCERegionLoss
+from diffcl_ssl.diffusion import Diffusion
+from diffcl_ssl.peers import Seen
+from diffcl_ssl.propagation import LabelPropagation, LabelPropagationLoss
+from diffcl_ssl.trainer import CrossSupervision, DiffusionPeer, PlainPeer, agreement
+
+CLASSES, WIDTH, TOTAL = 3, 6, 100
+LOSS = DiceCERegionLoss()
+
+
+class Denoiser(nn.Module):
+    """In the place of a diffusion network."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.body = nn.Sequential(nn.Conv2d(1 + CLASSES, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.Dropout(0.1))
+        self.head = nn.Conv2d(WIDTH, CLASSES, 1)
+
+    def forward(self, image, noised, times):
+        return self.head((self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / 100).relu())
+
+
+def make_network(seed=1):
+    torch.manual_seed(seed)
+    network = nn.Sequential()
+    network.body = nn.Sequential(nn.Conv2d(1, WIDTH, 3, padding=1), nn.Tanh())
+    network.head = nn.Conv2d(WIDTH, CLASSES, 1)
+    return network
+
+
+def make_batch(number=0, count=4):
+    """Labels in blocks, brighter where they are higher."""
+    draw = torch.Generator().manual_seed(100 + number)
+    labels = torch.randint(0, CLASSES, (2, count, 1, 2, 2), generator=draw)
+    label, hidden = (each.repeat_interleave(6, -1).repeat_interleave(6, -2) for each in labels)
+    image, other = (values + 0.3 * torch.randn(label.shape, generator=draw) for values in (label, hidden))
+    return {"image": image, "label": label, "unlabeled": other}
+
+
+class Scripted(nn.Module):
+    """A peer with logits of its own for any images, which notes what it was shown."""
+
+    def __init__(self, logits, reliable, noise=None):
+        super().__init__()
+        self.network = nn.Conv2d(1, 1, 1)
+        self.logits, self.reliable, self.noise, self.shown = logits, reliable, noise, []
+
+    def forward(self, image, labels):
+        self.shown.append((image, labels))
+        return Seen(self.logits, self.logits, self.reliable, self.noise)
+
+    def teach(self, image, seen):
+        return seen.logits, seen.reliable
+
+
+def scripted(reliable=(True, True, True, True), **options):
+    torch.manual_seed(5)
+    return Scripted(2 * torch.randn(4, CLASSES, 12, 12), torch.tensor(reliable), **options)
+
+
+def run(base, network, batch=None, step=10):
+    return base(network, None, make_batch() if batch is None else batch, step, TOTAL)
+
+
+# --- the loss ---
+
+
+@pytest.mark.parametrize(("step", "ramp"), [(0, math.exp(-5)), (10, math.exp(-5 * 0.75**2)), (40, 1), (90, 1)])
+def test_loss_by_hand(step, ramp):
+    network, peer = make_network(1), make_network(2)
+    batch = make_batch()
+    done = run(CrossSupervision("head", PlainPeer(peer), weight=0.7, largest_component=False), network, batch, step)
+    image, label, other = batch["image"], batch["label"][:, 0], batch["unlabeled"]
+    expected = {
+        "seg": LOSS(network(image), label),
+        "pseudo": LOSS(network(other), peer(other).argmax(1)),
+        "seg_peer": LOSS(peer(image), label),
+        "pseudo_peer": LOSS(peer(other), network(other).argmax(1)),
+    }
+    for name, value in expected.items():
+        assert done.terms[name].item() == pytest.approx(value.item(), rel=1e-6)
+    values = [value.item() for value in expected.values()]
+    assert len(set(values)) == 4 and set(done.terms) == {*expected, "agreement"}
+    total = values[0] + values[2] + 0.7 * ramp * (values[1] + values[3])
+    assert done.loss.item() == pytest.approx(total, rel=1e-6)
+    assert torch.equal(done.labelled.logits, network(image)) and torch.equal(done.labelled.labels, label)
+
+
+def test_another_loss_and_schedule():
+    loss = DiceCERegionLoss(include_background=False)
+    base = CrossSupervision("head", PlainPeer(make_network(2)), loss, ramp=0.0)
+    done = run(base, make_network(), step=0)
+    assert base.start(TOTAL) == 0 and base.needs_teacher
+    assert torch.equal(done.terms["seg"], loss(done.labelled.logits, done.labelled.labels))
+    parts = sum(done.terms[name].item() for name in ("seg", "pseudo", "seg_peer", "pseudo_peer"))
+    assert done.loss.item() == pytest.approx(parts, rel=1e-6)
+
+
+def test_pseudo_labels_are_one_component_of_each_class():
+    """Both ways: student and peer learn, and the peer is shown, what the filter leaves."""
+    peer, network = scripted(), make_network()
+    logits = 9 * torch.eye(CLASSES)[torch.zeros(4, 12, 12, dtype=torch.long)].movedim(-1, 1)
+    logits[:, :, 2:6, 2:6] = logits[:, :, 9:10, 9:10] = 9 * torch.eye(CLASSES)[2].view(1, CLASSES, 1, 1)
+    peer.logits = logits
+    network.body, network.head = nn.Identity(), nn.Conv2d(1, CLASSES, 1)
+    network.forward = lambda image: network.head(torch.cat([image] * 4, 1)) * 0 + logits  # sees no image
+    network.head = nn.Conv2d(4, CLASSES, 1)
+    done = run(CrossSupervision("head", peer), network)
+    kept = torch.zeros(4, 12, 12, dtype=torch.long)
+    kept[:, 2:6, 2:6] = 2
+    assert torch.equal(peer.shown[1][1], kept)
+    for name in ("pseudo", "pseudo_peer"):
+        assert done.terms[name].item() == pytest.approx(LOSS(logits, kept).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.6])
+def test_unsure_pseudo_labels_do_not_count_either_way(confidence):
+    """But the peer is shown them, since a label map with holes cannot be noised."""
+    peer, network, batch = scripted(reliable=(True, False, True, True)), make_network(), make_batch()
+    with torch.no_grad():
+        network.head.weight.mul_(3)
+    base = CrossSupervision("head", peer, confidence=confidence, largest_component=False)
+    done = run(base, network, batch)
+    found = network(batch["unlabeled"])
+    own, taught = (torch.where(x.softmax(1).amax(1) >= confidence, x.argmax(1), -1) for x in (found, peer.logits))
+    taught[1] = -1
+    assert 0.2 < (own >= 0).float().mean() < 0.95 and (peer.shown[1][1] >= 0).all()
+    assert done.terms["pseudo"].item() == pytest.approx(LOSS(found, taught).item(), rel=1e-6)
+    assert done.terms["pseudo_peer"].item() == pytest.approx(LOSS(peer.logits, own).item(), rel=1e-6)
+    sure = (taught >= 0)[[0, 2, 3]].float().mean()
+    assert done.terms["certain"].item() == pytest.approx(sure.item()) and 0.2 < sure < 0.95
+
+
+def test_images_on_which_the_peer_is_not_reliable_do_not_count():
+    network, batch = make_network(), make_batch()
+    for reliable in ((True, False, False, True), (False, False, False, False)):
+        peer = scripted(reliable)
+        done = run(CrossSupervision("head", peer, largest_component=False), network, batch)
+        rows = torch.tensor(reliable)
+        expected = LOSS(network(batch["unlabeled"][rows]), peer.logits[rows].argmax(1)).item() if rows.any() else 0
+        assert done.terms["pseudo"].item() == pytest.approx(expected, rel=1e-5)
+        assert done.terms["pseudo_peer"] > 0  # the peer learns on all of them
+        done.loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert "certain" not in done.terms
+
+
+def test_a_peer_that_samples_teaches_what_it_sampled():
+    peer, network, batch = scripted(), make_network(), make_batch()
+    sampled = torch.randn(4, CLASSES, 12, 12)
+    peer.teach = lambda image, seen: (sampled, torch.tensor([True, True, True, False]))
+    done = run(CrossSupervision("head", peer, largest_component=False), network, batch)
+    expected = LOSS(network(batch["unlabeled"][:3]), sampled[:3].argmax(1))
+    assert done.terms["pseudo"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- who sees and learns what ---
+
+
+def test_labelled_and_unlabelled_images_pass_one_after_the_other():
+    peer, network, batch, seen = make_network(2), make_network(), make_batch(), []
+    for name, module in (("student", network), ("peer", peer)):
+        module.register_forward_pre_hook(lambda module, args, name=name: seen.append((name, args[0])))
+    run(CrossSupervision("head", PlainPeer(peer)), network, batch)
+    assert [name for name, _ in seen] == ["student", "student", "peer", "peer"]
+    assert all(image is batch[key] for (_, image), key in zip(seen, ["image", "unlabeled"] * 2, strict=True))
+
+
+def test_the_peer_is_shown_true_labels_and_the_students():
+    peer, network, batch = scripted(), make_network(), make_batch()
+    run(CrossSupervision("head", peer, largest_component=False), network, batch)
+    (image, labels), (other, own) = peer.shown
+    assert image is batch["image"] and torch.equal(labels, batch["label"][:, 0])
+    assert other is batch["unlabeled"] and torch.equal(own, network(other).argmax(1))
+
+
+def make_propagation(**options):
+    loss = LabelPropagationLoss(min_bank=1)
+    return LabelPropagation(CLASSES, WIDTH, **{"loss": loss, "confidence": 0.3, "embedding": 8, **options})
+
+
+@pytest.mark.parametrize("kind", ["plain", "diffusion"])
+def test_no_gradient_passes_from_one_network_to_the_other(kind):
+    network, propagation = make_network(), make_propagation()
+    peer = PlainPeer(make_network(2)) if kind == "plain" else DiffusionPeer(Denoiser(), Diffusion(CLASSES, 100))
+    torch.manual_seed(0)
+    done = run(CrossSupervision("head", peer, propagation=propagation), network)
+    reached = {}
+    for name in ("seg", "pseudo", "seg_peer", "pseudo_peer", "propagation", "prototype"):
+        for part, module in (("student", network), ("peer", peer), ("propagation", propagation)):
+            slopes = torch.autograd.grad(
+                done.terms[name], list(module.parameters()), retain_graph=True, allow_unused=True
+            )
+            if any(slope is not None for slope in slopes):
+                reached.setdefault(name, set()).add(part)
+    assert done.terms["propagation"] > 0
+    assert reached == {
+        "seg": {"student"}, "pseudo": {"student"}, "seg_peer": {"peer"}, "pseudo_peer": {"peer"},
+        "propagation": {"student", "propagation"}, "prototype": {"propagation"},
+    }  # fmt: skip
+    done.loss.backward()
+    for module in (network, peer):
+        assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters() if parameter.ndim > 1)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: network])
+def test_a_network_cannot_be_its_own_peer(wrap):
+    network = make_network()
+    with pytest.raises(ValueError, match="the peer's network is the student itself"):
+        run(CrossSupervision("head", PlainPeer(wrap(network))), network)
+
+
+# --- propagation ---
+
+
+class Fixed(nn.Module):
+    """In the place of the propagation: known losses."""
+
+    def forward(self, labelled, unlabelled, peer, number):
+        self.given = (labelled, unlabelled, peer, number)
+        return torch.tensor(3.0), torch.tensor(5.0), {"propagation": torch.tensor(3.0)}
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0), (19, 0), (20, 0.2), (50, 0.2)])
+def test_propagation_enters_after_a_while_and_prototypes_at_once(step, weight):
+    network, propagation = make_network(), Fixed()
+    options = {"propagation_weight": 0.2, "weight": 0.5, "largest_component": False}
+    peer, batch = scripted(), make_batch()
+    bare = run(CrossSupervision("head", peer, **options), network, batch, step)
+    done = run(CrossSupervision("head", peer, propagation=propagation, **options), network, batch, step)
+    more = 5 + 0.5 * sigmoid_ramp(step, 40) * weight * 3
+    assert done.loss.item() == pytest.approx(bare.loss.item() + more, rel=1e-6)
+    assert done.terms.keys() - bare.terms.keys() == {"propagation"}
+    labelled, unlabelled, seen, number = propagation.given
+    assert labelled is done.labelled and number == step and seen.logits is peer.logits
+    assert torch.equal(network.head(unlabelled), network(batch["unlabeled"])) and unlabelled.requires_grad
+
+
+# --- agreement ---
+
+
+def test_agreement_by_hand():
+    """Foreground of either network, images at low noise apart from those at high noise."""
+    labels = torch.tensor([[0, 0, 1, 2], [1, 1, 0, 0], [0, 0, 0, 0], [2, 2, 2, 0]])
+    found = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 2, 2, 1]])
+    logits = nn.functional.one_hot(found, 3).movedim(-1, 1).float()
+    reliable = torch.ones(4, dtype=torch.bool)
+    plain = agreement(labels, Seen(logits, logits, reliable))
+    assert {name: value.item() for name, value in plain.items()} == {"agreement": pytest.approx(5 / 9)}
+    noise = torch.tensor([0.0, 0.49, 0.2, 0.5])
+    shares = agreement(labels, Seen(logits, logits, reliable, noise))
+    expected = {"agreement_low": pytest.approx(3 / 5), "agreement_high": pytest.approx(2 / 4)}
+    assert {name: value.item() for name, value in shares.items()} == expected
+    shares = agreement(labels[:3], Seen(logits[:3], logits[:3], reliable[:3], torch.tensor([0.1, 0.3, 0.9])))
+    assert shares.keys() == {"agreement_low"}  # the third image has no foreground
