@@ -10,7 +10,7 @@ from torch.nn.modules.loss import _Loss
 
 from .class_statistics import check_whole
 
-REDUCTIONS = ("mean", "none")
+REDUCTIONS = ("mean", "class", "none")
 
 
 def margin_tables(
@@ -78,7 +78,7 @@ class ExpectedCrossEntropyLoss(_Loss):
     Args:
         max_margin: the clamp on both sides, above 0; ``math.inf`` for none. A margin at the clamp has no gradient.
         detach_weight: take the head's weight in the margin for a constant, so that it learns by the logits alone.
-        reduction: ``mean`` over the voxels that count, or ``none``.
+        reduction: ``mean`` over the voxels that count, ``class`` is the mean of the means of the classes, or ``none``.
 
     Shape:
         logits ``(B, K, *spatial)`` or ``(N, K)`` of 2 or more classes; labels ``(B, *spatial)`` or ``(N,)``, whole
@@ -124,6 +124,10 @@ class ExpectedCrossEntropyLoss(_Loss):
                                     reduction="none")
             if self.reduction == "none":
                 return value.reshape(labels.shape)
+            if self.reduction == "class":
+                counted = [target == c for c in range(len(margin))]
+                means = [value[voxels].mean() for voxels in counted if voxels.any()]
+                return torch.stack(means).mean() if means else value.sum()
             return value.sum() / (target >= 0).sum().clamp(min=1)
 
 

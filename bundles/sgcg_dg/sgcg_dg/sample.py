@@ -22,11 +22,11 @@ CENTRES = {
         gamma=1.15, haze=0.03, haze_colour=(0.5, 0.2, 0.1), vignette=0.5, shading=0.25, blur=0.7, noise=0.012,
         disc=35, vessels=4, vessel_width=1.0, texture=5, spots=0.06,
     ),
-    # bright orange and yellow, of high contrast, slightly soft
+    # pale and greenish grey, sharp and noisy, small discs, many fine vessels
     "centre_b": Look(
-        colours=((1.25, 0.15, 0.0), (0.05, 1.15, 0.05), (0.0, 0.05, 0.45)),
-        gamma=1.25, haze=0.02, haze_colour=(0.8, 0.5, 0.2), vignette=0.25, shading=0.2, blur=1.0, noise=0.008,
-        disc=31, vessels=6, vessel_width=1.15, texture=3, spots=0.08,
+        colours=((0.70, 0.25, 0.0), (0.20, 0.85, 0.1), (0.10, 0.45, 0.55)),
+        gamma=0.85, haze=0.14, haze_colour=(0.5, 0.52, 0.45), vignette=0.35, shading=0.25, blur=0.5, noise=0.02,
+        disc=28, vessels=12, vessel_width=0.8, texture=1.5, spots=0.08,
     ),
     # pink and hazy, of low contrast, out of focus
     "centre_c": Look(
@@ -34,11 +34,11 @@ CENTRES = {
         gamma=0.9, haze=0.25, haze_colour=(0.80, 0.45, 0.42), vignette=0.1, shading=0.15, blur=2.2, noise=0.004,
         disc=38, vessels=5, vessel_width=1.3, texture=8, spots=0.05,
     ),
-    # pale and greenish grey, sharp and noisy, small discs, many fine vessels
+    # bright orange and yellow, of high contrast, slightly soft
     "centre_d": Look(
-        colours=((0.70, 0.25, 0.0), (0.20, 0.85, 0.1), (0.10, 0.45, 0.55)),
-        gamma=0.85, haze=0.14, haze_colour=(0.5, 0.52, 0.45), vignette=0.35, shading=0.25, blur=0.5, noise=0.02,
-        disc=28, vessels=12, vessel_width=0.8, texture=1.5, spots=0.08,
+        colours=((1.25, 0.15, 0.0), (0.05, 1.15, 0.05), (0.0, 0.05, 0.45)),
+        gamma=1.25, haze=0.02, haze_colour=(0.8, 0.5, 0.2), vignette=0.25, shading=0.2, blur=1.0, noise=0.008,
+        disc=31, vessels=6, vessel_width=1.15, texture=3, spots=0.08,
     ),
 }
 

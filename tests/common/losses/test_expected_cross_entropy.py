@@ -79,6 +79,10 @@ def test_same_as_the_naive_loop(kind, shift, strength):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     mean = loss("mean")(logits, labels, weight, strength, mean_shift, cov)
     assert mean.shape == () and mean.dtype == torch.float64 and mean.item() == pytest.approx(expected.mean())
+    balanced = loss("class")(logits, labels, weight, strength, mean_shift, cov)
+    means = [np.mean([value for value, label in zip(expected, labels.tolist(), strict=True) if label == c])
+             for c in set(labels.tolist())]  # fmt: skip
+    assert balanced.shape == () and balanced.item() == pytest.approx(np.mean(means))
     single = [t if t is None else t.float() for t in (logits, weight, mean_shift, cov)]
     found = loss()(single[0], labels, single[1], strength, *single[2:])
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
@@ -101,7 +105,7 @@ def test_volumes_are_a_list_of_voxels(size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "class", "none"])
 def test_gradcheck(kind, reduction):
     """In the head's weight and bias and in the features; the clamp lies between the margins."""
     features, labels, weight, bias, *moments = case(kind, count=6)
@@ -150,7 +154,7 @@ def test_float32_under_autocast(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "class", "none"])
 def test_nothing_to_count_gives_zero_with_zero_gradient(kind, reduction):
     features, labels, weight, bias, *moments = case(kind)
     logits = features @ weight.T + bias
