@@ -1,12 +1,23 @@
-"""What the tests of all bundles share: a clean process after each run, and runs in processes of their own."""
+"""What the tests of all bundles share: a clean process after each run, runs in processes of their own, tiny runs."""
 
+import csv
+import json
 import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from monai.bundle import ConfigParser, run
 from monai.utils import set_determinism
+
+from common.data.write import Case, write_dataset
+from common.engine import load_checkpoint
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+LABELS = {1: "wall", 2: "cavity"}
 
 
 @pytest.fixture(name="restored")
@@ -32,3 +43,124 @@ def start_bundle(*arguments, cwd, threads=1, **overrides):
 @pytest.fixture(scope="session", name="start_bundle")
 def _start_bundle():
     return start_bundle
+
+
+def draw_nested(name, size, axes):
+    """A ball within a ball, of brightness 1 and 2, in noise of its own; the place varies a little.
+
+    The last of two ``axes`` is left out: discs, the same in each slice.
+    """
+    rng = np.random.default_rng([*name.encode()])
+    lengths = np.array(size[:axes])
+    middle = lengths * (0.45 + 0.1 * rng.random(axes))
+    places = np.stack(np.mgrid[tuple(slice(length) for length in size)][:axes], -1)
+    distance = (((places - middle) / lengths) ** 2).sum(-1) ** 0.5
+    label = np.sum([distance < radius for radius in (0.42, 0.26)], 0).astype(np.uint8)
+    return 40 + 50 * label + rng.integers(0, 20, size).astype(np.uint8), label
+
+
+class TinyBundle:
+    """A semi-supervised bundle: its configs, data of two nested structures, and runs of seconds.
+
+    Args:
+        folder: for the data.
+        sizes: overrides that training and inference both take.
+        batch_size: of training.
+        axes, size, spacing: of the scans.
+    """
+
+    def __init__(self, name, folder, sizes, batch_size, axes, size, spacing):
+        self.name, self.sizes, self.configs = name, sizes, BUNDLES / name / "configs"
+        self.axes, self.size, self.affine = axes, size, np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+        self.meta = str(self.configs / "metadata.json")
+        self.tiny = {**sizes, "batch_size": batch_size, "iterations_per_epoch": 3, "max_epochs": 4,
+                     "learning_rate": 0.01, "warmup_steps": 1, "val_interval": 2, "pictures": 0,
+                     "distances": False}  # fmt: skip
+        self.data = self.write(folder)
+
+    def write(self, directory, training=2, unlabeled=2, validation=2, test=0, size=None):
+        """A data set with so many scans of each kind, named after it; the unlabelled ones come without a label."""
+
+        def cases(kind, count):
+            for number in range(1, count + 1):
+                name = f"{kind}_{number}"
+                image, label = draw_nested(name, size or self.size, self.axes)
+                yield Case(name, image, None if kind == "unlabeled" else label, self.affine)
+
+        counts = {"training": training, "unlabeled": unlabeled, "validation": validation, "test": test}
+        splits = {kind: cases(kind, count) for kind, count in counts.items()}
+        return write_dataset(directory, "nested", {"0": "MRI"}, LABELS, **splits)
+
+    def config(self, *names):
+        return [str(self.configs / f"{name}.json") for name in names]
+
+    def read(self, name):
+        return json.loads((self.configs / f"{name}.json").read_text())
+
+    def places(self, folder, data=None):
+        """Where a run reads and writes."""
+        data = str(data or self.data)
+        return {"dataset_dir": data, "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+
+    def options(self, folder, data=None, **overrides):
+        """All overrides of a tiny training."""
+        return {**self.tiny, **self.places(folder, data), **overrides}
+
+    def train(self, folder, data=None, overlay=None, **overrides):
+        """Train; the full state and the model that this leaves."""
+        run(config_file=self.config("train", *filter(None, [overlay])), **self.options(folder, data, **overrides))
+        return [load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt")]
+
+    def evaluate(self, folder, data=None, **overrides):
+        run(config_file=self.config("train", "evaluate"), **self.options(folder, data, **overrides))
+
+    def infer(self, folder, data=None, overlay=None, **overrides):
+        names = {str(label): name for label, name in LABELS.items()}
+        options = {**self.sizes, **self.places(folder, data), "labels": names, **overrides}
+        run(config_file=self.config("inference", *filter(None, [overlay])), **options)
+
+    def build(self, folder, data=None, overlays=(), **overrides):
+        """The trainer of these settings; nothing is trained."""
+        parser = ConfigParser(ConfigParser.load_config_files(self.config("train", *overlays)))
+        parser.update({**overrides, **self.places(folder, data)})
+        return parser.get_parsed_content("train::trainer")
+
+    @staticmethod
+    def rows(folder):
+        with open(folder / "eval" / "cases.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @staticmethod
+    def summary(folder):
+        return (folder / "eval" / "summary.md").read_text()
+
+
+TINY = {
+    "transmedseg_ssl": {
+        "sizes": {"patch_size": [32, 32], "width": 4}, "batch_size": 4,
+        "axes": 2, "size": (36, 34, 4), "spacing": (1.5, 1.5, 8.0),
+    },
+    "diffcl_ssl": {
+        "sizes": {"patch_size": [16, 16, 16], "width": 4, "d_state": 2}, "batch_size": 2,
+        "axes": 3, "size": (22, 20, 14), "spacing": (1.5, 1.5, 2.0),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory):
+    """Name to :class:`TinyBundle`, one for the whole session."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = TinyBundle(name, tmp_path_factory.mktemp(name) / "set", **TINY[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module", params=TINY)
+def bundle(request, tiny_bundle):
+    """Each in turn; the folder of a bundle's own tests has its own."""
+    return tiny_bundle(request.param)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from common.engine.unwrap import unwrap
 from common.networks.linear_head import find_linear_head, forward_with_features
 
 from .diffusion import Diffusion
@@ -27,22 +28,32 @@ class Seen:
     noise: torch.Tensor | None = None
 
 
-class PlainPeer(nn.Module):
+class Peer(nn.Module):
+    """A network that others learn from; in its state the names are the same on one GPU and on several.
+
+    Args:
+        network: may be wrapped for several GPUs; it is the wrapper then that runs.
+        head: name of its 1x1 classifier.
+    """
+
+    def __init__(self, network: nn.Module, head: str = "head") -> None:
+        super().__init__()
+        self.network, self.head = unwrap(network), head
+        self._wrapped = [network]  # a list, since a module would be in the state a second time
+
+
+class PlainPeer(Peer):
     """A second network of the student's kind, which sees the image alone (cross pseudo supervision).
 
     Source: Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021.
 
     Args:
         network: with first weights of its own, since equal networks have nothing to teach each other.
-        head: name of its 1x1 classifier.
+        head: as for :class:`Peer`.
     """
 
-    def __init__(self, network: nn.Module, head: str = "head") -> None:
-        super().__init__()
-        self.network, self.head = network, head
-
     def forward(self, image: torch.Tensor, labels: torch.Tensor) -> Seen:
-        logits, features = forward_with_features(self.network, image, self.head)
+        logits, features = forward_with_features(self._wrapped[0], image, self.head)
         return Seen(logits, features, torch.ones(len(image), dtype=torch.bool, device=image.device))
 
     def teach(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +61,7 @@ class PlainPeer(nn.Module):
         return seen.logits, seen.reliable
 
 
-class DiffusionPeer(nn.Module):
+class DiffusionPeer(Peer):
     """A diffusion network, which sees the image and noised labels: true ones, or the student's.
 
     Each image has a time of its own. At small times the answer can be read from the labels shown: as a pseudo-label it
@@ -62,7 +73,7 @@ class DiffusionPeer(nn.Module):
 
     Args:
         network: :class:`.DiffusionNetwork`. diffusion: its forward process.
-        head: name of the network's 1x1 classifier.
+        head: as for :class:`Peer`.
         times: range of t / T that it is trained on.
         pseudo_times: range of t / T at which an image is reliable.
         pseudo: pseudo-labels are the prediction that it is trained with (``one_step``), or sampled from noise alone,
@@ -76,7 +87,7 @@ class DiffusionPeer(nn.Module):
         self, network: nn.Module, diffusion: Diffusion, head: str = "head", times: tuple[float, float] = (0.0, 1.0),
         pseudo_times: tuple[float, float] = (0.5, 1.0), pseudo: str = "one_step",
     ) -> None:
-        super().__init__()
+        super().__init__(network, head)
         if pseudo not in READINGS:
             raise ValueError(f"pseudo must be one of {', '.join(READINGS)}, got {pseudo!r}.")
         ordered = all(0 <= low < high <= 1 for low, high in (times, pseudo_times))
@@ -85,7 +96,7 @@ class DiffusionPeer(nn.Module):
                 "expected times and pseudo_times from low to above it within 0 to 1, with a common part, got "
                 f"{tuple(times)} and {tuple(pseudo_times)}."
             )
-        self.network, self.diffusion, self.head = network, diffusion, head
+        self.diffusion = diffusion
         self.times, self.pseudo_times, self.pseudo = tuple(times), tuple(pseudo_times), pseudo
 
     def forward(self, image: torch.Tensor, labels: torch.Tensor) -> Seen:
@@ -95,7 +106,7 @@ class DiffusionPeer(nn.Module):
         features: list[torch.Tensor] = []
         head = find_linear_head(self.network, self.head)
         with head.register_forward_pre_hook(lambda module, args: features.append(args[0])):  # leaves with the block
-            logits = self.network(image, noised, times)
+            logits = self._wrapped[0](image, noised, times)
         low, high = (round(share * self.diffusion.steps) for share in self.pseudo_times)
         return Seen(logits, features[0], (low <= times) & (times < high), times / self.diffusion.steps)
 

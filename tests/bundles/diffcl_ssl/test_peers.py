@@ -25,8 +25,8 @@ class Denoiser(nn.Module):
         return self.head(self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / STEPS)
 
 
-def make(**options):
-    return DiffusionPeer(Denoiser(), Diffusion(CLASSES, STEPS, sampling_steps=4), **options)
+def make(wrap=None, **options):
+    return DiffusionPeer(wrap(Denoiser()) if wrap else Denoiser(), Diffusion(CLASSES, STEPS, sampling_steps=4), **options)
 
 
 def make_images(count=2):
@@ -66,16 +66,10 @@ def test_a_diffusion_peer_sees_the_image_and_noised_labels():
     assert not peer.network.head._forward_pre_hooks
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.Sequential])
-def test_the_head_is_found_by_name_inside_a_wrapper(wrap):
-    peer = make()
-    if wrap is nn.Sequential:  # not a wrapper: there is no such layer
-        peer.network = wrap(peer.network)
-        with pytest.raises(ValueError, match="'head' is not a linear head"):
-            peer(*make_images())
-        return
-    peer.network = wrap(peer.network)
-    assert peer(*make_images()).features.shape == (2, WIDTH, 8, 8)
+def test_the_head_is_found_by_name_inside_a_wrapper():
+    assert make(nn.DataParallel)(*make_images()).features.shape == (2, WIDTH, 8, 8)
+    with pytest.raises(ValueError, match="'head' is not a linear head"):  # not a wrapper: there is no such layer
+        make(nn.Sequential)(*make_images())
 
 
 @pytest.mark.parametrize(
@@ -120,10 +114,11 @@ def test_a_sample_teaches_without_the_labels_shown():
     assert [shown[3:] for shown in peer.network.shown[:5]] == [(True, True)] + [(False, False)] * 4
 
 
-def test_the_network_is_in_the_state_once():
-    peer = make()
-    assert {name.split(".")[0] for name in peer.state_dict()} == {"network"}
-    assert len(peer.state_dict()) == len(peer.network.state_dict())
+def test_the_network_is_in_the_state_once_under_the_same_names_in_a_wrapper():
+    expected = [f"network.{name}" for name in Denoiser().state_dict()]
+    for wrap in (None, nn.DataParallel):
+        assert list(make(wrap).state_dict()) == expected
+    assert type(make(nn.DataParallel).network) is Denoiser
 
 
 @pytest.mark.parametrize(

@@ -131,4 +131,4 @@ def test_every_setting_of_a_comparison_builds(tmp_path, write_scans, name):
         if objective.augmentation is not None:
             found = {key: getattr(objective.augmentation, NAMES[key]) for key in setting.keys() & NAMES}
             assert found == {key: setting[key] for key in found}
-            assert objective.augmentation_weight == setting.get("tsa_weight", 0.1)
+            assert objective.augmentation_weight == setting.get("tsa_weight", 1.0)
