@@ -39,8 +39,7 @@ def save_picture(tables: Sequence[Table], path: str | Path) -> None:
         if place % across and tables[place - 1].label == table.label:
             axis.tick_params(labelleft=False)
         else:
-            gap = "\n" if len(table.label) > 16 else " "
-            axis.set_ylabel(f"{table.label},{gap}mean ± std over seeds")
+            axis.set_ylabel(_label(table))
         same.setdefault(table.label, axis)
     for label, axis in same.items():  # after the last panel: it ends the automatic scale of all that share it
         lines = [line for table in tables if table.label == label for line in table.lines.values()]
@@ -55,7 +54,9 @@ def _save_rows(tables: Sequence[Table], names: Sequence[str], path: str | Path) 
     """A row for each variant, a dot for each column."""
     across = panels_across(tables)
     down = -(-len(tables) // across)
-    figure = Figure(figsize=(1.5 + 3.6 * across, (1.3 + 0.24 * len(names)) * down), layout="constrained")
+    stacked = max(len("".join(table.columns)) for table in tables) > 30  # side by side, the legend would set the width
+    below = 0.25 * max(len(table.columns) for table in tables) if stacked else 0.0
+    figure = Figure(figsize=(1.5 + 3.6 * across, (1.3 + 0.24 * len(names) + below) * down), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     for spare in axes[len(tables) :]:
         spare.remove()
@@ -68,21 +69,30 @@ def _save_rows(tables: Sequence[Table], names: Sequence[str], path: str | Path) 
                 linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
                 markersize=5.5, elinewidth=1.2, label=column,
             )  # fmt: skip
-        axis.set_xlabel(f"{table.label}, mean ± std over seeds")
+        axis.set_xlabel(_label(table))
         axis.set_title(table.name)
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(table.columns))
+        ncols = 1 if stacked else len(table.columns)
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=ncols)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=130)
 
 
 def panels_across(tables: Sequence[Table]) -> int:
-    """One row of up to three; else one row for each measure where the names allow it, else rows of three."""
+    """One row of up to three, two of two; else one row for each measure where the names allow it, else rows of three."""
     names = len({table.name for table in tables})
+    if len(tables) == 4:
+        return 2
     return names if len(tables) > 3 and names in (2, 3) else min(3, len(tables))
+
+
+def _label(table: Table) -> str:
+    """What the dots and bars are, in two lines where one is too long."""
+    gap = "\n" if len(table.label) > 16 else " "
+    return f"{table.label},{gap}mean ± std over seeds"
 
 
 def _panel(axis: Axes, table: Table, names: Sequence[str]) -> dict:

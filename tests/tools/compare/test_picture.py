@@ -14,23 +14,29 @@ def table_of(name="", label="Dice (%)", lines=None, columns=("liver", "mean")):
 
 
 @pytest.fixture
-def draw(tmp_path, monkeypatch):
+def kept(monkeypatch):
+    """The figures that are saved."""
+    figures, savefig = [], matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig",
+                        lambda figure, *args, **options: (figures.append(figure), savefig(figure, *args, **options)))
+    return figures
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch, kept):
     """Draws; returns the axes of the panels and all that was given to them."""
-    drawn, figures = [], []
-    errorbar, savefig = matplotlib.axes.Axes.errorbar, matplotlib.figure.Figure.savefig
+    drawn, errorbar = [], matplotlib.axes.Axes.errorbar
 
     def spy(axis, x, y, error, **options):
         drawn.append((options["label"], list(y), list(error), options["color"]))
         return errorbar(axis, x, y, error, **options)
 
     monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", spy)
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig",
-                        lambda figure, *args, **options: (figures.append(figure), savefig(figure, *args, **options)))
 
     def call(*tables):
         save_picture(tables, tmp_path / "table.png")
         assert imread(tmp_path / "table.png").std() > 0.05
-        return figures[-1], drawn
+        return kept[-1], drawn
 
     return call
 
@@ -63,7 +69,7 @@ def test_a_variant_keeps_its_colour_where_the_floor_is_missing(draw):
 
 @pytest.mark.parametrize("names, across", [
     (["a"], 1), (["a", "b"], 2), (["a", "b", "c"], 3), (["", "", ""], 3), (["a", "b", "a"], 3),
-    (["a", "b", "a", "b"], 2), (["a", "b", "c", "a", "b", "c"], 3), (["", "", "", ""], 3), (list("abcde"), 3),
+    (["a", "b", "a", "b"], 2), (["a", "b", "c", "a", "b", "c"], 3), (["", "", "", ""], 2), (list("abcde"), 3),
 ])  # fmt: skip
 def test_more_than_three_panels_make_rows(draw, names, across):
     tables = [table_of(name, f"measure {i // 2}") for i, name in enumerate(names)]
@@ -73,11 +79,7 @@ def test_more_than_three_panels_make_rows(draw, names, across):
     assert len(figure.axes) == len(names) and len(tops) == math.ceil(len(names) / across)
 
 
-def test_many_variants_get_a_row_each(tmp_path, monkeypatch):
-    kept = []
-    savefig = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig",
-                        lambda figure, *args, **options: (kept.append(figure), savefig(figure, *args, **options)))
+def test_many_variants_get_a_row_each(tmp_path, kept):
     lines = {f"setting {i}": [(50 + i, 2), (40 + i, math.nan)] for i in range(9)}
     few = {"setting 3": [(7, 1), (8, 1)]}
     save_picture([table_of("eval", lines=lines), table_of("eval", "Scatter", few)], tmp_path / "table.png")
@@ -89,3 +91,11 @@ def test_many_variants_get_a_row_each(tmp_path, monkeypatch):
     assert found[3] == 8 and all(math.isnan(value) for i, value in enumerate(found) if i != 3)
     assert left.get_ylim()[0] > left.get_ylim()[1]  # the first variant on top
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["liver", "mean"]
+
+
+def test_long_column_names_leave_the_rows_their_width(tmp_path, kept):
+    lines = {f"setting {i}": [(50 + i, 2)] * 3 for i in range(9)}
+    columns = ["anterior hippocampus", "posterior hippocampus", "mean"]
+    tables = [table_of("", f"measure {i}", lines, columns) for i in range(4)]
+    save_picture(tables, tmp_path / "table.png")
+    assert all(axis.get_position().width > 0.25 for axis in kept[0].axes)
