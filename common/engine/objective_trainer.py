@@ -26,7 +26,9 @@ class ObjectiveTrainer(SupervisedTrainer):
         kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
 
     Raises:
-        ValueError: two optimizers hold the same parameter, which would be moved twice.
+        ValueError: two optimizers hold the same parameter, which would be moved twice; ``amp`` for three-dimensional
+            convolutions on a CPU: where a map is two voxels long, oneDNN leaves their gradient uninitialised in
+            bfloat16 (torch 2.13), which mostly shows nowhere.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class ObjectiveTrainer(SupervisedTrainer):
         held = [set(_parameters(optimizer)) for optimizer in self.optimizers]
         if shared := sum(map(len, held)) - len(set().union(*held)):
             raise ValueError(f"{shared} parameters belong to more than one optimizer; each may stand in one alone.")
+        if amp and self.state.device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in self.network.modules()):
+            raise ValueError("amp: on a CPU, 3-D convolutions have unreliable gradients in bfloat16; set it to false.")
         self.grad_clip = grad_clip
         self.bfloat16 = amp
         self.image_key = image_key

@@ -97,6 +97,13 @@ class TinyBundle:
     def read(self, name):
         return json.loads((self.configs / f"{name}.json").read_text())
 
+    def settings(self, name):
+        """What all runs of a comparison set, and what each of its variants does."""
+        compare = self.read(name)
+        groups = [value for key, value in compare.items() if key not in ("overrides", "grid", "tables")]
+        settings = {json.dumps(setting): setting for group in groups for setting in group.values()}
+        return compare["overrides"], list(settings.values())
+
     def places(self, folder, data=None):
         """Where a run reads and writes."""
         data = str(data or self.data)
@@ -104,25 +111,28 @@ class TinyBundle:
 
     def options(self, folder, data=None, **overrides):
         """All overrides of a tiny training."""
-        return {**self.tiny, **self.places(folder, data), **overrides}
+        return self.tiny | self.places(folder, data) | overrides
 
-    def train(self, folder, data=None, overlay=None, **overrides):
-        """Train; the full state and the model that this leaves."""
-        run(config_file=self.config("train", *filter(None, [overlay])), **self.options(folder, data, **overrides))
+    def run(self, configs, folder, data=None, **overrides):
+        """With no other overrides than these."""
+        run(config_file=self.config(*configs), **self.places(folder, data) | overrides)
+
+    def train(self, folder, data=None, overlay=(), **overrides):
+        """A tiny training; the full state and the model that it leaves."""
+        self.run(["train", *overlay], folder, data, **self.tiny | overrides)
         return [load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt")]
 
     def evaluate(self, folder, data=None, **overrides):
-        run(config_file=self.config("train", "evaluate"), **self.options(folder, data, **overrides))
+        self.run(["train", "evaluate"], folder, data, **self.tiny | overrides)
 
-    def infer(self, folder, data=None, overlay=None, **overrides):
-        names = {str(label): name for label, name in LABELS.items()}
-        options = {**self.sizes, **self.places(folder, data), "labels": names, **overrides}
-        run(config_file=self.config("inference", *filter(None, [overlay])), **options)
+    def infer(self, folder, data=None, overlay=(), **overrides):
+        labels = {str(label): name for label, name in LABELS.items()}
+        self.run(["inference", *overlay], folder, data, **{**self.sizes, "labels": labels} | overrides)
 
     def build(self, folder, data=None, overlays=(), **overrides):
         """The trainer of these settings; nothing is trained."""
         parser = ConfigParser(ConfigParser.load_config_files(self.config("train", *overlays)))
-        parser.update({**overrides, **self.places(folder, data)})
+        parser.update(self.places(folder, data) | overrides)
         return parser.get_parsed_content("train::trainer")
 
     @staticmethod

@@ -11,7 +11,7 @@ import pytest
 from common.data.write import Case, write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLES = ["apscl_fewshot", "sgcg_dg", "transmedseg_ssl"]
+BUNDLES = ["apscl_fewshot", "sgcg_dg", "transmedseg_ssl", "diffcl_ssl"]
 TOGETHER = """
 import sys
 from monai.bundle import run
@@ -24,6 +24,7 @@ settings = {
     "sgcg_dg": {"iterations_per_epoch": 1, "batch_size": 4, "image_size": [32, 32], "width": 4},
     "transmedseg_ssl": {"iterations_per_epoch": 1, "batch_size": 4, "patch_size": [32, 32], "width": 8, "labelled": 3,
                         "pretrain": 0.0},
+    "diffcl_ssl": {"iterations_per_epoch": 1, "batch_size": 2, "patch_size": [16, 16, 16], "width": 8, "labelled": 3},
 }
 for bundle in order:
     files = ["train", "volume"] if bundle == "sgcg_dg" else ["train"]

@@ -82,7 +82,7 @@ def _save_rows(tables: Sequence[Table], names: Sequence[str], path: str | Path) 
 
 
 def panels_across(tables: Sequence[Table]) -> int:
-    """One row of up to three, two of two; else one row for each measure where the names allow it, else rows of three."""
+    """One row of up to three, two of four; else a row for each measure where the names allow it, else rows of three."""
     names = len({table.name for table in tables})
     if len(tables) == 4:
         return 2

@@ -26,7 +26,8 @@ class Denoiser(nn.Module):
 
 
 def make(wrap=None, **options):
-    return DiffusionPeer(wrap(Denoiser()) if wrap else Denoiser(), Diffusion(CLASSES, STEPS, sampling_steps=4), **options)
+    network = wrap(Denoiser()) if wrap else Denoiser()
+    return DiffusionPeer(network, Diffusion(CLASSES, STEPS, sampling_steps=4), **options)
 
 
 def make_images(count=2):

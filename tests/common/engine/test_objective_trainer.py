@@ -148,3 +148,13 @@ def test_a_parameter_of_two_optimizers_is_refused(batch):
     trainer, network = make(batch)
     with pytest.raises(ValueError, match="1 parameters belong to more than one optimizer"):
         make(batch, more_optimizers=[torch.optim.SGD([network.bias], lr=1), torch.optim.SGD([network.bias], lr=2)])
+
+
+def test_bfloat16_of_volumes_is_refused_on_a_cpu(batch):
+    network = nn.Sequential(nn.Conv3d(1, 1, 1))
+    optimizer = torch.optim.SGD(network.parameters())
+    options = {"device": torch.device("cpu"), "max_epochs": 1, "train_data_loader": [batch], "network": network,
+               "optimizer": optimizer, "loss_function": Square()}  # fmt: skip
+    ObjectiveTrainer(**options)
+    with pytest.raises(ValueError, match="amp: on a CPU, 3-D .* set it to false"):
+        ObjectiveTrainer(amp=True, **options)

@@ -1,0 +1,99 @@
+"""The bundle as its users start it, where it is not as the other semi-supervised ones: tiny runs of its configs."""
+
+import socket
+import sys
+
+import pytest
+import torch
+
+from common.engine import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("restored")
+SHORT = {"max_epochs": 1, "iterations_per_epoch": 2, "val_interval": 1}
+CROSS = {"ds_enabled": False, "mamba_stages": [], "eta": 0}
+SWITCHES = {
+    "second V-Net": {"ds_enabled": False}, "no Mamba": {"mamba_stages": []}, "no high-pass": {"hf_filter": "none"},
+    "no contrast": {"eta": 0}, "cross supervision": CROSS, "two projections": {"shared_projection": False},
+    "sampled": {"ds_pseudo": "ddim", "times": [0, 1], "sampling_steps": 2},
+    "cosine": {"noise_schedule": "cosine", "noise_steps": 100, "pseudo_confidence": 0.4},
+}  # fmt: skip
+
+
+def moved(objects, name="optimizer"):
+    """How many parameters an optimizer has moved."""
+    return len(objects[name]["state"])
+
+
+def has(objects, *part):
+    """Whether there is such a part of the base in the state."""
+    return any(name.startswith(".".join(("base", *part, ""))) for name in objects["objective"])
+
+
+@pytest.mark.parametrize("base", ["supervised", "mean_teacher", "uamt", "bcp"])
+def test_every_other_base_trains_the_student_alone(bundle, tmp_path, base):
+    checkpoint, _ = bundle.train(tmp_path, base=base, pretrain=0.0, uncertainty_passes=2, **SHORT)
+    objects = checkpoint["objects"]
+    assert objects["objective"]["step"] == 2 and not has(objects)
+    assert objects["objective"]["teacher.average.n_averaged"] == (0 if base == "supervised" else 2)
+    assert moved(objects) > 0 and moved(objects, "peer_optimizer") == 0
+    assert len(bundle.rows(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_trains_both_networks(bundle, tmp_path, name):
+    setting = SWITCHES[name]
+    checkpoint, model = bundle.train(tmp_path, **SHORT, **setting)
+    objects = checkpoint["objects"]
+    assert objects["objective"]["step"] == 2 and moved(objects) > 0 and moved(objects, "peer_optimizer") > 0
+    assert has(objects, "peer", "network")
+    assert has(objects, "peer", "network", "time") == setting.get("ds_enabled", True)
+    assert any("mamba" in key for key in model) == (setting.get("mamba_stages") != [])
+    assert has(objects, "propagation") == (setting.get("eta") != 0)
+    assert has(objects, "propagation", "peer_projection") == ("shared_projection" in setting)
+    assert len(bundle.rows(tmp_path)) == 4
+
+
+def test_as_published(bundle, tmp_path):
+    short = {"iterations_per_epoch": 2, "max_epochs": 1, "distances": False, "pictures": 0}
+    bundle.run(["train", "paper"], tmp_path, **bundle.sizes, **short)
+    objects = load_checkpoint(tmp_path / "models" / "checkpoint.pt")["objects"]
+    for name in ("optimizer", "peer_optimizer"):
+        group = objects[name]["param_groups"][0]
+        assert (group["momentum"], group["weight_decay"], group["initial_lr"]) == (0.9, 0.0001, 0.01)
+        assert moved(objects, name) == len(group["params"])
+    for place, state in (("", objects["network"]), ("base.peer.network.", objects["objective"])):
+        running = [value for key, value in state.items() if key.startswith(place) and key.endswith("running_mean")]
+        assert len(running) > 20 and all(value.any() for value in running)
+    assert len(bundle.rows(tmp_path)) == 4
+
+
+def test_two_processes_keep_the_same_networks_and_one_goes_on_alone(bundle, tmp_path, start_bundle, monkeypatch):
+    """Each sees images of its own. The wrappers leave no trace in the names of what is saved."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if sys.platform == "linux":
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
+    parts = "[part.state_dict() for part in (@network.module, @peer_network.module, @propagation)]"
+    keep = f"$torch.save({parts}, '{tmp_path}/' + os.environ['RANK'] + '.pt')"
+    finalize = [keep, *bundle.read("train")["finalize"]]
+    files, processes = str(bundle.config("train", "multi_gpu_train")), []
+    try:
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            monkeypatch.setenv("LOCAL_RANK", rank)
+            options = bundle.options(tmp_path, finalize=finalize, **SHORT)
+            processes.append(start_bundle("--config_file", files, cwd=tmp_path, **options))
+        for process in processes:
+            output = process.communicate(timeout=600)[0]
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+    ranks = [load_checkpoint(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.testing.assert_close(ranks[0][:2], ranks[1][:2], rtol=0, atol=0)
+    assert not torch.equal(ranks[0][2]["prototypes.prototypes"], ranks[1][2]["prototypes.prototypes"])
+    checkpoint, _ = bundle.train(tmp_path, resume=True, **{**SHORT, "max_epochs": 2})
+    assert checkpoint["epoch"] == 2 and checkpoint["objects"]["objective"]["step"] == 4

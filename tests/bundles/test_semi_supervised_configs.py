@@ -1,0 +1,88 @@
+"""The configs of the semi-supervised bundles: what MONAI asks for, keys that overlays name, networks that script."""
+
+import warnings
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+
+from common.engine import save_atomic
+
+pytestmark = pytest.mark.usefixtures("restored")
+IMAGE = "_meta_::network_data_format::inputs::image::spatial_shape"
+# bundle, overlays of inference.json, the keyword of verify_net_in_out for the size, and two image sizes
+NETWORKS = [
+    ("transmedseg_ssl", [], {}, [(2, 1, 32, 32), (1, 1, 45, 70)]),
+    ("transmedseg_ssl", ["volume_inference"], {IMAGE: ["32*n", "32*n", "16*n"]},
+     [(2, 1, 32, 32, 16), (1, 1, 37, 34, 20)]),
+    ("diffcl_ssl", [], {}, [(2, 1, 32, 32, 32), (1, 1, 17, 20, 33)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_config_has_all_that_monai_asks_of_it(bundle, tmp_path, name):
+    kind = "train" if name == "train" else "infer"
+    options = {**bundle.sizes, **bundle.places(tmp_path)}
+    workflow = ConfigWorkflow(bundle.config(name)[0], bundle.meta, workflow_type=kind, **options)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize(("name", "overlays", "shape", "sizes"), NETWORKS)
+def test_the_network_takes_and_gives_what_metadata_says(tiny_bundle, name, overlays, shape, sizes):
+    bundle = tiny_bundle(name)
+    verify_net_in_out("network_def", bundle.meta, bundle.config("inference", *overlays), device="cpu", **shape)
+
+
+@pytest.mark.parametrize(("name", "overlays", "shape", "sizes"), NETWORKS)
+def test_the_exported_network_equals_the_eager_one(tiny_bundle, tmp_path, name, overlays, shape, sizes):
+    bundle = tiny_bundle(name)
+    files = bundle.config("inference", *overlays)
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser["width"] = 8
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    for parameter in network.parameters():  # none of them as it starts: some parts do nothing then
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_atomic(network.state_dict(), tmp_path / "model.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        ckpt_export("network_def", str(tmp_path / "model.ts"), str(tmp_path / "model.pt"), bundle.meta, files, width=8)
+        loaded = torch.jit.load(tmp_path / "model.ts")
+    for size in sizes:
+        image = torch.rand(size)
+        with torch.no_grad():
+            expected = network(image)
+            torch.testing.assert_close(loaded(image), expected, rtol=1e-4, atol=1e-4)
+        assert expected.shape == (size[0], 4, *size[2:]) and expected.abs().max() > 0.1
+
+
+def paths(settings, before=""):
+    """Every name in a config as an override spells it."""
+    for key, value in settings.items():
+        yield before + key
+        if isinstance(value, dict):
+            yield from paths(value, f"{before}{key}::")
+
+
+def test_overlays_name_only_keys_of_what_they_lie_over(bundle):
+    names = {file.stem for file in bundle.configs.glob("*.json")} - {"train", "inference", "metadata"}
+    assert {"evaluate", "paper", "multi_gpu_train", "compare"} <= names
+    known = {name: set(paths(bundle.read(name))) for name in ("train", "inference")}
+    for name in sorted(names):
+        settings = [bundle.read(name)]
+        if name.startswith("compare"):
+            overrides, variants = bundle.settings(name)
+            settings = [overrides, settings[0]["grid"], *variants]
+        under = known["inference" if "inference" in name else "train"]
+        assert all(setting.keys() - {"config", "is_rank0"} <= under for setting in settings), name
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_bundles_have_their_keys_in_one_order(tiny_bundle, name):
+    one, other = (list(tiny_bundle(bundle).read(name)) for bundle in ("transmedseg_ssl", "diffcl_ssl"))
+    assert [key for key in one if key in other] == [key for key in other if key in one]
+
+
+def test_inference_uses_the_inferer_of_training(bundle):
+    assert bundle.read("train")["validate"]["inferer"] == bundle.read("inference")["inferer"]
