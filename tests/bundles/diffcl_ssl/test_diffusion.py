@@ -101,7 +101,7 @@ def test_the_head_is_linear_in_the_features_and_nothing_stays_behind_a_pass():
     find_linear_head(network, "head").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     logits = network(*arguments)
     features = network.features(*arguments)
-    assert torch.equal(seen[0], features) and features.shape == (2, 4, 16, 19) and features.min() >= 0
+    assert torch.equal(seen[0], features) and features.shape == (2, 4, 16, 19)
     torch.testing.assert_close(F.conv2d(features, network.head.weight, network.head.bias), logits)
     with pytest.raises(RuntimeError):
         network(arguments[0].double(), *arguments[1:])  # fails within the pass
