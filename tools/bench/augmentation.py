@@ -52,15 +52,14 @@ def _naive(
 
 def _share(repeats: int, dims: int, size: tuple[int, ...], batch_size: int) -> dict:
     """A step of copy-paste with and without the term."""
-    from monai.networks.nets import BasicUNet
-
     from common.networks import VNet
     from common.semi_supervised import CopyPaste, MeanTeacher
     from transmedseg_ssl.augmentation import TransferableAugmentation
+    from transmedseg_ssl.network import UNet
     from transmedseg_ssl.trainer import SemiSupervisedObjective
 
     if dims == 2:
-        network, head, width = BasicUNet(2, 1, CLASSES, [16, 32, 64, 128, 256, 16]), "final_conv", 16
+        network, head, width = UNet(2, 1, CLASSES, 16), "final_conv", 16
     else:
         network, head, width = VNet(3, 1, CLASSES, 8, "instance"), "head", 8
     image = torch.randn(batch_size, 1, *size)
