@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
-from monai.transforms import KeepLargestConnectedComponent
+from monai.transforms import Compose, KeepLargestConnectedComponent
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
@@ -28,6 +29,14 @@ OPTIMISTIC = ("These figures are optimistic: the checkpoint was chosen by the ve
               "cases in `test` give honest ones.")  # fmt: skip
 
 
+# of a largest_component: what the summary says, and whether each of its filters takes the structures one by one
+FILTERS = {
+    True: (", of each structure its largest component", [True]),
+    "together": (", of all structures together and then of each the largest component", [False, True]),
+    False: ("", []),
+}
+
+
 class CaseEvaluator(SupervisedEvaluator):
     """Segments whole cases and scores them on the grid of their labels, whatever size the network sees.
 
@@ -37,24 +46,31 @@ class CaseEvaluator(SupervisedEvaluator):
     Args:
         labels: label id to name.
         test: cases of the report; without any, the report is on the validation.
-        largest_component: keep the largest connected component of each structure.
+        largest_component: True keeps the largest connected component of each structure; ``together`` first that of all
+            structures as one, for those that touch: a stray that is larger than its structure goes then.
         amp: bfloat16 autocast.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`; ``val_data_loader`` gives one case of a
             :class:`common.data.whole_cases.CaseDataset` at a time, ``inferer`` takes ``(1, C, *size)``.
+
+    Raises:
+        ValueError: an unknown ``largest_component``.
     """
 
     def __init__(
         self,
         labels: Mapping[int, str],
         test: CaseDataset | None,
-        largest_component: bool = True,
+        largest_component: bool | str = True,
         amp: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(decollate=False, **kwargs)
         self.labels, self.test, self.bfloat16 = dict(labels), test, amp
-        largest = KeepLargestConnectedComponent(applied_labels=list(self.labels), is_onehot=False)
-        self.largest = largest if largest_component else None
+        if largest_component not in FILTERS:
+            raise ValueError(f"largest_component must be true, false or 'together', got {largest_component!r}.")
+        self.kept, independents = FILTERS[largest_component]
+        keep = partial(KeepLargestConnectedComponent, applied_labels=list(self.labels), is_onehot=False)
+        self.keep = Compose([keep(independent=independent) for independent in independents])
 
     def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
         maps = {Keys.PRED: engine.segment(batchdata), Keys.LABEL: batchdata["label"]}
@@ -70,7 +86,7 @@ class CaseEvaluator(SupervisedEvaluator):
         with self.mode(self.network), torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = self.inferer(case["image"][None].to(device), self.network)[0]
         label_map = enlarge(logits.float(), case["label"].shape).argmax(0, keepdim=True).to("cpu", torch.uint8)
-        return plain(label_map if self.largest is None else self.largest(label_map))[0]
+        return plain(self.keep(label_map))[0]
 
     def report(
         self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True, selection: str = "last"
@@ -123,7 +139,6 @@ class CaseEvaluator(SupervisedEvaluator):
             return ["Nothing was scored: neither `test` nor `validation` holds a labelled case."]
         cases, scans = (len({tuple(row[key] for key in keys) for row in rows}) for keys in (["case"], ["case", "scan"]))
         images = "" if scans == cases else f" ({scans} images)"
-        kept = ", of each structure its largest component" if self.largest else ""
-        lines = [f"Scored: `{split}`, {cases} case{'s' * (cases > 1)}{images}{kept}. "
+        lines = [f"Scored: `{split}`, {cases} case{'s' * (cases > 1)}{images}{self.kept}. "
                  f"Checkpoint: {SELECTIONS[selection]} (selection: {selection})."]  # fmt: skip
         return [*lines, OPTIMISTIC] if selection == split else lines

@@ -138,6 +138,19 @@ def test_the_largest_component_of_each_structure_is_kept(largest):
     assert (evaluator.segment(make_case("b", boxes(), boxes(None, None))) == 0).all()
 
 
+def test_a_stray_larger_than_its_structure_goes_with_the_largest_of_all():
+    """Alone, the cavity's stray would stay and the cavity go."""
+    truth = boxes(cavity=((2, 4), (1, 5), (1, 5)), wall=((4, 6), (1, 5), (1, 5)))
+    image = truth.clone()
+    image[7] = 1  # 42 voxels against 32, but 64 with the wall
+    case = make_case("a", truth, image)
+    assert torch.equal(make_evaluator([case], largest_component="together").segment(case), truth)
+    alone = make_evaluator([case]).segment(case)
+    assert (alone[7] == 1).all() and not (alone[2:4] == 1).any()
+    with pytest.raises(ValueError, match="largest_component must be true, false or 'together', got 'joint'"):
+        make_evaluator([case], largest_component="joint")
+
+
 @pytest.mark.parametrize("inferer", [SliceInferer(roi_size=(4, 4), spatial_dim=2), SlidingWindowInferer((16, 16, 16)),
                                      SlidingWindowInferer((4, 4, 4), 2, 0.25)])  # fmt: skip
 @pytest.mark.parametrize("amp", [True, False])
