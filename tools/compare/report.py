@@ -55,7 +55,8 @@ def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, Any]) -> str:
     """How the numbers were made."""
-    numbers = ", ".join(f"{key} {value}" for key, value in shared.items() if isinstance(value, (int, float)))
+    # not whole lists of transforms
+    short = ", ".join(f"{key} {value}" for key, value in shared.items() if len(str(value)) <= 40)
     return "\n".join([
         "Mean over all rows ± standard deviation of the seeds' means. Tests: the unit is a case in one column, its",
         "seeds, folds, supports etc. averaged; Student's interval, Wilcoxon's signed rank p (two-sided, uncorrected).",
@@ -63,5 +64,5 @@ def footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, A
         f"    python -m tools {shlex.join(sys.argv[1:])}",
         "",
         f"{len(runs)} runs: " + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in grid.items()),
-        f"Overrides: {numbers or 'none'}. torch {version('torch')}, monai {version('monai')}.",
+        f"Overrides: {short or 'none'}. torch {version('torch')}, monai {version('monai')}.",
     ])

@@ -52,6 +52,16 @@ def test_tables_of_a_grid(command, tmp_path, screen):
     assert {line["dice"] for line in rows if line["protocol"] == "parts3"} >= {"0.5625", "0.25", "0.65625"}
 
 
+def test_the_footer_lists_the_overrides(command, bundles, screen):
+    """Text and short lists too, not lists of transforms."""
+    file = bundles / "toy_bundle" / "configs" / "compare.json"
+    config = json.loads(file.read_text())
+    config["overrides"] |= {"target": "A", "section": [1, 2], "score::note": "plain " * 20}
+    file.write_text(json.dumps(config))
+    command(variants="theirs", axes={"seeds": 0, "folds": 0, "labels": 1})
+    assert "Overrides: max_epochs 3, target A, section [1, 2]. torch" in screen.readouterr().out
+
+
 def test_a_finished_comparison_runs_nothing_again(command, tmp_path, screen):
     options = {"variants": "ours,theirs", "axes": {"seeds": 0, "folds": (0,), "labels": "1,2"}}
     command(**options)
