@@ -80,7 +80,8 @@ class DiffusionPeer(Peer):
             whatever the student thinks (``ddim``): reliable on every image, at so many more passes.
 
     Raises:
-        ValueError: an unknown ``pseudo``; ranges outside 0 to 1, or without a common part.
+        ValueError: an unknown ``pseudo``; ranges outside 0 to 1, or without a common part; ``ddim`` would use the
+            network at times that it is not trained on.
     """
 
     def __init__(
@@ -95,6 +96,12 @@ class DiffusionPeer(Peer):
             raise ValueError(
                 "expected times and pseudo_times from low to above it within 0 to 1, with a common part, got "
                 f"{tuple(times)} and {tuple(pseudo_times)}."
+            )
+        last = int(diffusion.scheduler.timesteps.min()) / diffusion.steps
+        if pseudo == "ddim" and not times[0] <= last:
+            raise ValueError(
+                f"ddim goes down to the time {last:g} (of 1), where times {tuple(times)} train nothing: let times begin "
+                "at 0, or take sampling_steps 1."
             )
         self.diffusion = diffusion
         self.times, self.pseudo_times, self.pseudo = tuple(times), tuple(pseudo_times), pseudo

@@ -132,6 +132,12 @@ def test_ranges_without_reliable_images_are_refused(ranges):
         make(**ranges)
 
 
+def test_sampling_below_the_trained_times_is_refused():
+    with pytest.raises(ValueError, match=r"down to the time 0.24 \(of 1\), where times \(0.5, 1.0\) train nothing"):
+        make(pseudo="ddim", times=(0.5, 1.0))
+    make(pseudo="ddim", times=(0.2, 1.0))
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="pseudo must be one of one_step, ddim, got 'sample'"):
         make(pseudo="sample")
