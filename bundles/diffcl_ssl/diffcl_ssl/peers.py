@@ -66,7 +66,8 @@ class DiffusionPeer(Peer):
 
     Each image has a time of its own. At small times the answer can be read from the labels shown: as a pseudo-label it
     would be the student's own, and as a feature of a labelled image it would hold the truth. So only images at high
-    noise are reliable.
+    noise are reliable. T/2 is not high: with the linear schedule a blur alone finds a structure in such labels, since
+    its voxels are many, with a Dice of 0.9; from 0.9 T on it no longer does.
 
     Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408), which show the noised
     pseudo-labels; the limit is our own.
@@ -86,7 +87,7 @@ class DiffusionPeer(Peer):
 
     def __init__(
         self, network: nn.Module, diffusion: Diffusion, head: str = "head", times: tuple[float, float] = (0.0, 1.0),
-        pseudo_times: tuple[float, float] = (0.5, 1.0), pseudo: str = "one_step",
+        pseudo_times: tuple[float, float] = (0.9, 1.0), pseudo: str = "one_step",
     ) -> None:
         super().__init__(network, head)
         if pseudo not in READINGS:
@@ -100,8 +101,8 @@ class DiffusionPeer(Peer):
         last = int(diffusion.scheduler.timesteps.min()) / diffusion.steps
         if pseudo == "ddim" and not times[0] <= last:
             raise ValueError(
-                f"ddim goes down to the time {last:g} (of 1), where times {tuple(times)} train nothing: let times begin "
-                "at 0, or take sampling_steps 1."
+                f"ddim goes down to the time {last:g} (of 1), where times {tuple(times)} train nothing: let times "
+                "begin at 0, or take sampling_steps 1."
             )
         self.diffusion = diffusion
         self.times, self.pseudo_times, self.pseudo = tuple(times), tuple(pseudo_times), pseudo

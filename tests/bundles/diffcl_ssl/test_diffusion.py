@@ -1,16 +1,20 @@
 """DS against a plain V-Net whose norms are shifted by hand, and the process against its formulae in float64."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from common.networks import VNet, find_linear_head
+from diffcl_ssl import bundle_root
 from diffcl_ssl.diffusion import Diffusion, DiffusionNetwork
 
 OPTIONS = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "width": 4, "norm": "instance"}
@@ -294,3 +298,22 @@ def test_a_network_learns_to_take_the_noise_off():
         optimizer.step()
     assert accuracy(0.0, 0.2) > 0.95  # 0.75 are right by chance
     assert accuracy(0.95, 1.0) < 0.85
+
+
+def test_noised_labels_alone_say_little_at_the_times_of_the_config():
+    """A blur finds a structure in labels noised to T/2: so could a network that never looks at the image."""
+    config = json.loads((Path(bundle_root()) / "configs" / "train.json").read_text(encoding="utf-8"))
+    steps, found = config["noise_steps"], {}
+    place = torch.stack(torch.meshgrid(*[torch.arange(32.0) - 16] * 3, indexing="ij"))
+    structure = (place / torch.tensor([9.0, 6, 6]).view(3, 1, 1, 1)).square().sum(0) < 1
+    torch.manual_seed(0)
+    for start in (0.5, config["times"][0], config["pseudo_times"][0]):
+        time = torch.full((8,), round(start * steps))
+        noised = Diffusion(2, steps, config["noise_schedule"]).noised(structure.long().expand(8, -1, -1, -1), time)
+        dices = []
+        for image in noised[:, 1].numpy():
+            blurred = torch.from_numpy(gaussian_filter(image, 2))
+            chosen = blurred >= blurred.flatten().topk(int(structure.sum())).values[-1]
+            dices.append((chosen & structure).sum() / structure.sum())
+        found[start] = torch.stack(dices).mean().item()
+    assert found[0.5] > 0.8 and found[config["times"][0]] < 0.3 and found[config["pseudo_times"][0]] < 0.3

@@ -57,7 +57,7 @@ class Run:
 
     def __init__(self, propagation=True, peer=None, rate=0.01, **options):
         self.network = make_network()
-        peer = peer or DiffusionPeer(Denoiser(), Diffusion(CLASSES, 100, sampling_steps=2))
+        peer = peer or DiffusionPeer(Denoiser(), Diffusion(CLASSES, 100, sampling_steps=2), times=(0.9, 1.0))
         options = {"propagation_start": 0.0, "ramp": 0.0, "propagation_weight": 1.0, **options}
         base = CrossSupervision("head", peer, propagation=make_propagation() if propagation else None, **options)
         self.objective = SemiSupervisedObjective(base, MeanTeacher(self.network, decay=0.9), TOTAL)
