@@ -2,7 +2,7 @@
 
 from .bases import CopyPaste, MeanTeacherBase, Step, Supervised, Voxels, choose_base
 from .data import PairDataset, PairSampler, read_semi_supervised
-from .evaluator import CaseEvaluator
+from .evaluator import CaseEvaluator, component_filter
 from .objective import SemiSupervisedObjective
 from .region_loss import DiceCERegionLoss, PseudoLabels
 from .teacher import MeanTeacher, TeacherUpdate
@@ -22,5 +22,6 @@ __all__ = [
     "TeacherUpdate",
     "Voxels",
     "choose_base",
+    "component_filter",
     "read_semi_supervised",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,23 @@ FILTERS = {
 }
 
 
+def component_filter(largest_component: bool | str = True) -> Compose:
+    """The filter that a label map ``(1, *spatial)`` passes at the end, the same for scores and for inference.
+
+    Args:
+        largest_component: True keeps the largest connected component of each structure; ``together`` first that of all
+            structures as one, for those that touch: a stray that is larger than its structure goes then; False keeps
+            all.
+
+    Raises:
+        ValueError: another ``largest_component``.
+    """
+    if largest_component not in FILTERS:
+        raise ValueError(f"largest_component must be true, false or 'together', got {largest_component!r}.")
+    _, independents = FILTERS[largest_component]
+    return Compose([KeepLargestConnectedComponent(is_onehot=False, independent=each) for each in independents])
+
+
 class CaseEvaluator(SupervisedEvaluator):
     """Segments whole cases and scores them on the grid of their labels, whatever size the network sees.
 
@@ -46,8 +62,7 @@ class CaseEvaluator(SupervisedEvaluator):
     Args:
         labels: label id to name.
         test: cases of the report; without any, the report is on the validation.
-        largest_component: True keeps the largest connected component of each structure; ``together`` first that of all
-            structures as one, for those that touch: a stray that is larger than its structure goes then.
+        largest_component: see :func:`component_filter`.
         amp: bfloat16 autocast.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`; ``val_data_loader`` gives one case of a
             :class:`common.data.whole_cases.CaseDataset` at a time, ``inferer`` takes ``(1, C, *size)``.
@@ -66,11 +81,8 @@ class CaseEvaluator(SupervisedEvaluator):
     ) -> None:
         super().__init__(decollate=False, **kwargs)
         self.labels, self.test, self.bfloat16 = dict(labels), test, amp
-        if largest_component not in FILTERS:
-            raise ValueError(f"largest_component must be true, false or 'together', got {largest_component!r}.")
-        self.kept, independents = FILTERS[largest_component]
-        keep = partial(KeepLargestConnectedComponent, applied_labels=list(self.labels), is_onehot=False)
-        self.keep = Compose([keep(independent=independent) for independent in independents])
+        self.keep = component_filter(largest_component)
+        self.kept, _ = FILTERS[largest_component]
 
     def _iteration(self, engine: CaseEvaluator, batchdata: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
         maps = {Keys.PRED: engine.segment(batchdata), Keys.LABEL: batchdata["label"]}

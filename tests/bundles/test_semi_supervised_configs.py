@@ -86,3 +86,18 @@ def test_the_bundles_have_their_keys_in_one_order(tiny_bundle, name):
 
 def test_inference_uses_the_inferer_of_training(bundle):
     assert bundle.read("train")["validate"]["inferer"] == bundle.read("inference")["inferer"]
+
+
+@pytest.mark.parametrize("value", [True, False, "together"])
+def test_inference_keeps_the_components_that_the_scores_keep(bundle, value):
+    parser = ConfigParser(bundle.read("inference"))
+    parser["largest_component"] = value
+    (keep,) = (part for part in parser["postprocessing::transforms"] if "largest_component" in str(part))
+    parser["keep"] = keep["func"]
+    maps = torch.zeros(1, 6, 3, 3, dtype=torch.uint8)
+    maps[:, 1], maps[:, 2], maps[:, 4:, 1:] = 1, 2, 1  # the stray is larger than its structure, but not than both
+    assert (parser.get_parsed_content("keep")(maps)[:, 1] == (0 if value is True else 1)).all()
+    parser["largest_component"] = "joint"
+    with pytest.raises(RuntimeError) as error:
+        parser.get_parsed_content("keep")
+    assert "got 'joint'" in str(error.value.__cause__)
