@@ -162,16 +162,16 @@ def test_a_misspelt_override_ends_the_run_before_it_starts(bundle, tmp_path):
 
 
 def segment(name, weights, image):
-    """Logits of a volume ``(1, 1, H, W, D)`` by hand, in one pass: of its slices, or whole."""
+    """Logits of a volume ``(1, 1, H, W, D)`` from LPS by hand, in one pass: of its slices, or whole and from RAS."""
     if name == "transmedseg_ssl":
         network = BasicUNet(2, 1, 3, (4, 8, 16, 32, 64, 4), norm=("instance", {"affine": True}))
         image = image[0].permute(3, 0, 1, 2)
     else:
-        network = ConvolutionalNetwork(3, 1, 3, width=4, norm="instance", d_state=2)
+        network, image = ConvolutionalNetwork(3, 1, 3, width=4, norm="instance", d_state=2), image.flip(2, 3)
     network.load_state_dict(weights)
     with torch.no_grad():
         logits = network.eval()(image)
-    return logits.permute(1, 2, 3, 0)[None] if name == "transmedseg_ssl" else logits
+    return logits.permute(1, 2, 3, 0)[None] if name == "transmedseg_ssl" else logits.flip(2, 3)
 
 
 # the image's size is that of one window, once it is zoomed; any number of slices where these go through one by one

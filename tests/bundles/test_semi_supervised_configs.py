@@ -2,10 +2,13 @@
 
 import warnings
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 
+from common.data import read_dataset
 from common.engine import save_atomic
 
 pytestmark = pytest.mark.usefixtures("restored")
@@ -17,6 +20,9 @@ NETWORKS = [
      [(2, 1, 32, 32, 16), (1, 1, 37, 34, 20)]),
     ("diffcl_ssl", [], {}, [(2, 1, 32, 32, 32), (1, 1, 17, 20, 33)]),
 ]  # fmt: skip
+# bundle, overlays of train.json, of inference.json, and whether images may be stored in any orientation
+KINDS = [("transmedseg_ssl", [], [], False), ("transmedseg_ssl", ["volume"], ["volume_inference"], True),
+         ("diffcl_ssl", [], [], True)]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])
@@ -101,3 +107,39 @@ def test_inference_keeps_the_components_that_the_scores_keep(bundle, value):
     with pytest.raises(RuntimeError) as error:
         parser.get_parsed_content("keep")
     assert "got 'joint'" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(("name", "train", "inference", "turns"), KINDS)
+def test_volumes_are_brought_to_one_orientation(tiny_bundle, tmp_path, name, train, inference, turns):
+    """Slices are not: what their axes are called says nothing of the way that they were cut."""
+    bundle = tiny_bundle(name)
+    item = read_dataset(bundle.data).training[0]
+    paths = {key: str(tmp_path / f"{key}.nii.gz") for key in ("image", "label")}
+    for key, path in paths.items():
+        scan = nib.load(item[key])
+        assert nib.aff2axcodes(scan.affine) == ("L", "P", "S")
+        turn = nib.orientations.ornt_transform(*(nib.orientations.axcodes2ornt(codes) for codes in ("LPS", "SAR")))
+        nib.save(scan.as_reoriented(turn), path)
+    for file, overlays, part in (("train", train, "train"), ("train", train, "validate"), ("inference", inference, "")):
+        parser = ConfigParser(ConfigParser.load_config_files(bundle.config(file, *overlays)))
+        parser.update(bundle.places(tmp_path, bundle.data))
+        read = parser.get_parsed_content(f"{part}::preprocessing".removeprefix("::"))
+        one, other = (read({key: found[key] for key in ("image", "label")}) for found in (item, paths))
+        assert (one["image"].shape == other["image"].shape and torch.equal(one["image"], other["image"])) == turns
+        if part:
+            expected = np.asarray(nib.load(item["label"]).dataobj)
+            np.testing.assert_array_equal(one["label"][0], expected[::-1, ::-1] if turns else expected)
+
+
+@pytest.mark.parametrize(("name", "overlays", "rot_flip"), [
+    ("transmedseg_ssl", [], True), ("transmedseg_ssl", ["volume"], False), ("diffcl_ssl", [], False)])  # fmt: skip
+def test_rot_flip_turns_and_mirrors(tiny_bundle, tmp_path, name, overlays, rot_flip):
+    """Eight ways in all; the patch is the whole image, so that the crop is always the same."""
+    bundle = tiny_bundle(name)
+    options = {"patch_size": [40, 40] if name == "transmedseg_ssl" and not overlays else [40, 40, 16]}
+    for value in (None, not rot_flip):
+        parser = ConfigParser(ConfigParser.load_config_files(bundle.config("train", *overlays)))
+        parser.update(bundle.places(tmp_path, bundle.data) | options | ({} if value is None else {"rot_flip": value}))
+        dataset = parser.get_parsed_content("train::dataset")
+        drawn = {dataset[0, 0, draw]["label"].numpy().tobytes() for draw in range(60)}
+        assert len(drawn) == (8 if (rot_flip if value is None else value) else 1)
