@@ -7,6 +7,7 @@ from .nan_stop import StopOnNan, refuse_bad_weights
 from .objective_trainer import ObjectiveTrainer, loss_terms
 from .output_dir import check_output_dir
 from .overrides import refuse_unknown_keys
+from .precision import use_bfloat16
 from .progress import ProgressBarHandler
 from .root_cause import report_root_cause, root_cause
 from .seed import SeedEachEpoch
@@ -26,4 +27,5 @@ __all__ = [
     "report_root_cause",
     "root_cause",
     "save_atomic",
+    "use_bfloat16",
 ]

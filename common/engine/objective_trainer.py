@@ -11,13 +11,15 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
+from .precision import use_bfloat16
+
 
 class ObjectiveTrainer(SupervisedTrainer):
     """One step: ``logits, terms = loss_function(network, batch)``, then the gradient of ``terms["loss"]``.
 
     The objective runs the network itself, as often and on whatever it needs. ``engine.state.output`` holds the logits,
-    the image and label that they belong to, and every term of the loss under its name. ``amp`` is bfloat16 autocast on
-    any device: it needs no loss scaling, hence no scaler to checkpoint.
+    the image and label that they belong to, and every term of the loss under its name. ``amp`` is bfloat16 autocast
+    (see :func:`.use_bfloat16`): it needs no loss scaling, hence no scaler to checkpoint.
 
     Args:
         grad_clip: largest norm of the gradient of each optimizer's parameters, or null.
@@ -48,7 +50,7 @@ class ObjectiveTrainer(SupervisedTrainer):
         if amp and self.state.device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in self.network.modules()):
             raise ValueError("amp: on a CPU, 3-D convolutions have unreliable gradients in bfloat16; set it to false.")
         self.grad_clip = grad_clip
-        self.bfloat16 = amp
+        self.bfloat16 = use_bfloat16(amp, self.state.device)
         self.image_key = image_key
         self.label_key = label_key
 

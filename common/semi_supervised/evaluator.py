@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common.data.draws import plain
 from common.data.shrink import enlarge
 from common.data.whole_cases import CaseDataset
-from common.engine import load_checkpoint
+from common.engine import load_checkpoint, use_bfloat16
 from common.engine.unwrap import unwrap
 from common.report import case_rows, format_table, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
@@ -63,7 +63,7 @@ class CaseEvaluator(SupervisedEvaluator):
         labels: label id to name.
         test: cases of the report; without any, the report is on the validation.
         largest_component: see :func:`component_filter`.
-        amp: bfloat16 autocast.
+        amp: bfloat16 autocast; see :func:`common.engine.use_bfloat16`.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`; ``val_data_loader`` gives one case of a
             :class:`common.data.whole_cases.CaseDataset` at a time, ``inferer`` takes ``(1, C, *size)``.
 
@@ -80,7 +80,7 @@ class CaseEvaluator(SupervisedEvaluator):
         **kwargs: Any,
     ) -> None:
         super().__init__(decollate=False, **kwargs)
-        self.labels, self.test, self.bfloat16 = dict(labels), test, amp
+        self.labels, self.test, self.bfloat16 = dict(labels), test, use_bfloat16(amp, self.state.device)
         self.keep = component_filter(largest_component)
         self.kept, _ = FILTERS[largest_component]
 

@@ -19,7 +19,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
-from common.engine import load_checkpoint
+from common.engine import load_checkpoint, use_bfloat16
 from common.report import format_table, save_overlay, score_structure, summarise, write_cases_csv
 
 from .protocol import PROTOCOLS, SupportBank, copy_mask, embed_slices, predict
@@ -52,7 +52,7 @@ class FewShotEvaluator(SupervisedEvaluator):
         super().__init__(decollate=False, **kwargs)
         self.protocols = list(protocols)
         self.shots = shots
-        self.bfloat16 = amp
+        self.bfloat16 = use_bfloat16(amp, self.state.device)
         self._banks: dict[tuple, SupportBank] = {}
         self.add_event_handler(Events.STARTED, lambda engine: engine._banks.clear())  # the network has changed
 

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from common.data.whole_cases import CaseDataset
-from common.engine import load_checkpoint
+from common.engine import load_checkpoint, use_bfloat16
 from common.report import format_table, score_structure, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
 
@@ -66,7 +66,7 @@ class DomainEvaluator(SupervisedEvaluator):
         super().__init__(decollate=False, **kwargs)
         self.regions, self.labels = Regions(regions, labels), dict(labels)
         self.test, self.training = test, training
-        self.spatial_dims, self.bfloat16 = spatial_dims, amp
+        self.spatial_dims, self.bfloat16 = spatial_dims, use_bfloat16(amp, self.state.device)
         self.protocol = Protocol(**(protocol or {}))
         has_norm = any(isinstance(module, _BatchNorm) for module in self.network.modules())
         self.batch_norms = [name for name in batch_norms if has_norm or name == "eval"]

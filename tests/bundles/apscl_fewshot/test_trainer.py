@@ -43,6 +43,7 @@ def make_trainer(network, objective, batch, optimizer=torch.optim.SGD, lr=0.01, 
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("bfloat16_units")
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_repeated_batch_is_learnt_with_all_terms(make_network, batch, amp):
     network, seen = make_network(), []

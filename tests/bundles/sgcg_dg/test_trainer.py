@@ -327,6 +327,7 @@ def test_volumes_are_scored_in_millimetres(tmp_path, monkeypatch):
     assert rows[-1]["scatter"] and "scatter_all" not in rows[-1]  # of a volume's slices no features are taken
 
 
+@pytest.mark.usefixtures("bfloat16_units")
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_repeated_batch_is_learnt_with_all_terms(make_network, amp):
     """All parts of the objective in the trainer of the config."""

@@ -84,6 +84,7 @@ def test_other_keys_of_the_batch_may_be_image_and_label(batch):
     assert trainer.state.output["image"] is batch["query"] and trainer.state.output["label"] is batch["query_mask"]
 
 
+@pytest.mark.usefixtures("bfloat16_units")
 @pytest.mark.parametrize(("amp", "kind"), [(False, torch.float32), (True, torch.bfloat16)])
 def test_autocast_is_on_in_the_forward_pass_alone(batch, amp, kind):
     trainer, network = make(batch, amp=amp)

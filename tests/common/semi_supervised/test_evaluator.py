@@ -151,6 +151,7 @@ def test_a_stray_larger_than_its_structure_goes_with_the_largest_of_all():
         make_evaluator([case], largest_component="joint")
 
 
+@pytest.mark.usefixtures("bfloat16_units")
 @pytest.mark.parametrize("inferer", [SliceInferer(roi_size=(4, 4), spatial_dim=2), SlidingWindowInferer((16, 16, 16)),
                                      SlidingWindowInferer((4, 4, 4), 2, 0.25)])  # fmt: skip
 @pytest.mark.parametrize("amp", [True, False])
