@@ -1,6 +1,6 @@
 """What the semi-supervised bundles share: two streams of data, a teacher, the bases they build on, scoring of cases."""
 
-from .bases import CopyPaste, MeanTeacherBase, Step, Supervised, Voxels, choose_base
+from .bases import CopyPaste, MeanTeacherBase, Mixer, Step, Supervised, Voxels, choose_base
 from .data import PairDataset, PairSampler, read_semi_supervised
 from .evaluator import CaseEvaluator, component_filter
 from .objective import SemiSupervisedObjective
@@ -13,6 +13,7 @@ __all__ = [
     "DiceCERegionLoss",
     "MeanTeacher",
     "MeanTeacherBase",
+    "Mixer",
     "PairDataset",
     "PairSampler",
     "PseudoLabels",

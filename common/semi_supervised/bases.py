@@ -128,12 +128,65 @@ class MeanTeacherBase(Supervised):
         return entropy < (0.75 + 0.25 * ramp) * math.log(mean.shape[1])
 
 
-class CopyPaste(Supervised):
-    r"""Bidirectional copy-paste: boxes of labelled images in unlabelled ones and the reverse.
+@dataclass(frozen=True)
+class Mixer:
+    r"""Copy-paste: images of which a random box, of ``box`` of each axis, comes from another image.
 
-    Two stages. First labelled images are pasted into labelled ones. Then, with M = 0 in one random box of ``box`` of
-    each axis and 1 outside, half of the images of each kind make :math:`M x_l + (1 - M) x_u`, the other half
-    :math:`M x_u + (1 - M) x_l`; the student learns the true labels in its part of each and, at ``pseudo_weight``, the
+    With M = 0 in the box and 1 outside, half of the images of each kind make :math:`M x_l + (1 - M) x_u`, the other
+    half :math:`M x_u + (1 - M) x_l`. A first stage, ``pretrain`` of the training, pastes labelled images into labelled
+    ones.
+
+    Source: Bai et al., CVPR 2023 (BCP).
+
+    Raises:
+        ValueError: ``pretrain`` or ``box`` is out of its range; a batch is not even.
+    """
+
+    pretrain: float = 0.3
+    box: float = 2 / 3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pretrain <= 1 or not 0 < self.box <= 1:
+            raise ValueError(
+                f"copy-paste: expected pretrain in [0, 1] and box in (0, 1], got {self.pretrain} and {self.box}."
+            )
+
+    def start(self, total_steps: int) -> int:
+        """The step from which unlabelled images take part."""
+        return round(self.pretrain * total_steps)
+
+    def labelled(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first stage: images ``(B, C, *spatial)`` with boxes of one another; their labels ``(B, *spatial)``."""
+        half, outside = _half(image), self._outside(image)
+        mixed, labels = (torch.where(outside, each, each.roll(half, 0)) for each in (image, label))
+        return mixed, labels
+
+    def pair(self, image: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The second: mixtures ``(B, C, *spatial)``, and where they show the labelled ``image``, ``(B, *spatial)``."""
+        half, outside = _half(image), self._outside(image)
+        true = torch.stack([outside] * half + [~outside] * half)
+        return torch.where(true[:, None], image, other), true
+
+    @staticmethod
+    def loss(loss: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum over the two kinds of mixture, which have a Dice of their own each, as published."""
+        half = _half(logits)
+        return sum(loss(logits[part], labels[part]) for part in (slice(0, half), slice(half, None)))
+
+    def _outside(self, image: torch.Tensor) -> torch.Tensor:
+        return outside_box(image.shape[2:], self.box).to(image.device)
+
+
+def _half(image: torch.Tensor) -> int:
+    if len(image) % 2:
+        raise ValueError(f"copy-paste needs an even batch_size, got {len(image)}.")
+    return len(image) // 2
+
+
+class CopyPaste(Supervised):
+    r"""Bidirectional copy-paste: boxes of labelled images in unlabelled ones and the reverse, see :class:`Mixer`.
+
+    After the first stage the student learns the true labels in its part of each mixture and, at ``pseudo_weight``, the
     teacher's labels in the other. The teacher starts from the student when the second stage starts.
 
     Source: Bai et al., CVPR 2023 (BCP).
@@ -142,9 +195,6 @@ class CopyPaste(Supervised):
         pretrain: the first stage's share of the training.
         box: edge of the box as a share of the patch.
         pseudo_weight: weight of the pseudo-labelled part.
-
-    Raises:
-        ValueError: ``pretrain`` or ``box`` is out of its range; a batch is not even.
     """
 
     needs_teacher = True
@@ -154,38 +204,28 @@ class CopyPaste(Supervised):
         pseudo_weight: float = 0.5, largest_component: bool = True,
     ) -> None:
         super().__init__(head, loss)
-        if not 0 <= pretrain <= 1 or not 0 < box <= 1:
-            raise ValueError(f"copy-paste: expected pretrain in [0, 1] and box in (0, 1], got {pretrain} and {box}.")
-        self.pretrain, self.box, self.pseudo_weight = pretrain, box, pseudo_weight
+        self.mixer, self.pseudo_weight = Mixer(pretrain, box), pseudo_weight
         self.pseudo_labels = PseudoLabels(largest_component)
 
     def start(self, total_steps: int) -> int:
-        return round(self.pretrain * total_steps)
+        return self.mixer.start(total_steps)
 
     def forward(
         self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
     ) -> Step:
         image, label = batch["image"], batch["label"][:, 0]
-        half = len(image) // 2
-        if len(image) % 2:
-            raise ValueError(f"copy-paste needs an even batch_size, got {len(image)}.")
-        outside = outside_box(image.shape[2:], self.box).to(image.device)
         if step < self.start(total):
-            mixed = torch.where(outside, image, image.roll(half, 0))
-            labels = torch.where(outside, label, label.roll(half, 0))
+            mixed, labels = self.mixer.labelled(image, label)
             logits, features = forward_with_features(network, mixed, self.head)
             return Step(self.loss(logits, labels), Voxels(features, logits, labels))
         other = batch["unlabeled"]
         taught, features = teacher(other, self.head)
         pseudo, confidence = self.pseudo_labels(taught)
-        true = torch.stack([outside] * half + [~outside] * half)  # where each mixed image shows a labelled one
-        mixed = torch.where(true[:, None], image, other)
+        mixed, true = self.mixer.pair(image, other)
         logits, student = forward_with_features(network, mixed, self.head)
         labels = torch.where(true, label, -1)
-        # the two kinds of mixture have a Dice of their own each, as published
-        parts = [slice(0, half), slice(half, None)]
-        supervised = sum(self.loss(logits[part], labels[part]) for part in parts)
-        taught_part = sum(self.loss(logits[part], torch.where(true, -1, pseudo)[part]) for part in parts)
+        supervised = self.mixer.loss(self.loss, logits, labels)
+        taught_part = self.mixer.loss(self.loss, logits, torch.where(true, -1, pseudo))
         return Step(
             supervised + self.pseudo_weight * taught_part,
             Voxels(student, logits, labels),

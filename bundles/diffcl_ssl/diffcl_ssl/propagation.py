@@ -61,19 +61,20 @@ class LabelPropagation(nn.Module):
             self.prototypes = PrototypeLoss(num_classes, embedding)
 
     def forward(
-        self, labelled: Voxels, unlabelled: torch.Tensor, peer: Seen, number: int
+        self, labelled: Voxels, unlabelled: torch.Tensor, peer: Seen, number: int, where: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """L_cl, the loss of the prototypes, and what to log.
 
         Args:
             labelled: of the student. unlabelled: its features ``(B, A, *spatial)`` of other images.
             peer: what the peer made of the labelled images. number: of the step.
+            where: the voxels ``(B, *spatial)`` of ``unlabelled`` to draw from; null is all.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         taught, taught_labels = self._draw(peer.features, self._sure(peer, labelled.labels), generator)
         own, own_labels = self._draw(labelled.features, labelled.labels, generator)
-        voxels = unlabelled[:, 0].numel()
-        chosen = torch.randint(voxels, (min(self.vectors, voxels),), generator=generator)
+        may = torch.arange(unlabelled[:, 0].numel()) if where is None else where.flatten().nonzero()[:, 0].cpu()
+        chosen = may[torch.randint(len(may), (min(self.vectors, len(may)),), generator=generator)]
         found = pick(unlabelled, chosen.to(unlabelled.device))
         # apart from L_cl, since batch norm's statistics carry a gradient to every row
         first, second, _ = self._project(taught, own, found.detach())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from monai.networks.utils import eval_mode
 from torch import nn
 
 from common.engine.unwrap import unwrap
 from common.networks.linear_head import forward_with_features
-from common.semi_supervised.bases import Step, Supervised, sigmoid_ramp
+from common.semi_supervised.bases import Mixer, Step, Supervised, Voxels, sigmoid_ramp
 from common.semi_supervised.region_loss import PseudoLabels
 from common.semi_supervised.teacher import MeanTeacher
 
@@ -30,6 +31,10 @@ class CrossSupervision(Supervised):
     network to the other. The peer is shown the student's pseudo-labels of the same step (a diffusion network noises
     them), and the student learns only from images on which the peer is reliable.
 
+    With a ``mixer`` both networks learn on mixtures of labelled and unlabelled images. The pseudo-labels come from the
+    unlabelled images as they are, without dropout; a diffusion network is shown the mixture of true and pseudo-labels.
+    The mixer's first stage has true labels alone.
+
     A base as those of :mod:`common.semi_supervised.bases`. The teacher, the student's average, teaches nothing here;
     inference may use it.
 
@@ -46,9 +51,10 @@ class CrossSupervision(Supervised):
         propagation_weight: :math:`\eta`. propagation_start: the share of the training that is without L_cl.
         confidence: the least probability of a pseudo-label that counts, either way.
         largest_component: see :class:`common.semi_supervised.PseudoLabels`.
+        mixer: of BCP (Bai et al., CVPR 2023), or null.
 
     Raises:
-        ValueError: the peer's network is the student itself.
+        ValueError: the peer's network is the student itself; a batch that the mixer cannot halve.
     """
 
     needs_teacher = True
@@ -56,42 +62,78 @@ class CrossSupervision(Supervised):
     def __init__(
         self, head: str, peer: nn.Module, loss: nn.Module | None = None, propagation: LabelPropagation | None = None,
         weight: float = 1.0, ramp: float = 0.4, propagation_weight: float = 0.1, propagation_start: float = 0.2,
-        confidence: float = 0.0, largest_component: bool = True,
+        confidence: float = 0.0, largest_component: bool = True, mixer: Mixer | None = None,
     ) -> None:
         super().__init__(head, loss)
         self.peer, self.propagation = peer, propagation
         self.weight, self.ramp, self.confidence = weight, ramp, confidence
         self.propagation_weight, self.propagation_start = propagation_weight, propagation_start
-        self.pseudo_labels = PseudoLabels(largest_component)
+        self.pseudo_labels, self.mixer = PseudoLabels(largest_component), mixer
 
     def start(self, total_steps: int) -> int:
-        return 0
+        return 0 if self.mixer is None else self.mixer.start(total_steps)
 
     def forward(
         self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
     ) -> Step:
         if unwrap(network) is unwrap(self.peer.network):
             raise ValueError("the peer's network is the student itself: give it a network of its own.")
-        done = super().forward(network, teacher, batch, step, total)
-        labels, other = done.labelled.labels, batch["unlabeled"]
+        if step < self.start(total):
+            return self._first_stage(network, batch)
+        learn = self._apart if self.mixer is None else self._mixed
+        labelled, others, terms, more = learn(network, batch)
+        ramp = self.weight * sigmoid_ramp(step, self.ramp * total)
+        loss = terms["seg"] + terms["seg_peer"] + ramp * (terms["pseudo"] + terms["pseudo_peer"])
+        if self.propagation is not None:
+            contrast, prototype, of_propagation = self.propagation(labelled, number=step, **others)
+            begun = step >= self.propagation_start * total
+            loss = loss + prototype + ramp * self.propagation_weight * begun * contrast
+            terms |= of_propagation
+        return Step(loss, labelled, terms=terms | more)
+
+    def _apart(self, network: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple:
+        """Labelled images, then unlabelled ones: what L_cl works on, the terms of the loss, and what to log."""
+        labels, other = batch["label"][:, 0], batch["unlabeled"]
+        first, first_features = forward_with_features(network, batch["image"], self.head)
         logits, features = forward_with_features(network, other, self.head)
         own, confidence = self.pseudo_labels(logits)
         labelled, unlabelled = self.peer(batch["image"], labels), self.peer(other, own)
         taught, certain = self._taught(other, unlabelled)
         terms = {
-            "seg": done.loss,
+            "seg": self.loss(first, labels),
             "pseudo": self.loss(logits, taught),
             "seg_peer": self.loss(labelled.logits, labels),
             "pseudo_peer": self.loss(unlabelled.logits, torch.where(confidence >= self.confidence, own, -1)),
         }
-        ramp = self.weight * sigmoid_ramp(step, self.ramp * total)
-        loss = terms["seg"] + terms["seg_peer"] + ramp * (terms["pseudo"] + terms["pseudo_peer"])
-        if self.propagation is not None:
-            contrast, prototype, more = self.propagation(done.labelled, features, labelled, step)
-            begun = step >= self.propagation_start * total
-            loss = loss + prototype + ramp * self.propagation_weight * begun * contrast
-            terms |= more
-        return Step(loss, done.labelled, terms=terms | certain | agreement(own, unlabelled))
+        others = {"unlabelled": features, "peer": labelled}
+        return Voxels(first_features, first, labels), others, terms, certain | agreement(own, unlabelled)
+
+    def _mixed(self, network: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple:
+        """The same of mixtures: the labels of unlabelled images first, then a pass on what they are mixed into."""
+        label, other = batch["label"][:, 0], batch["unlabeled"]
+        with torch.no_grad(), eval_mode(network, self.peer):
+            own, confidence = self.pseudo_labels(network(other))
+            unlabelled = self.peer(other, own)
+            taught, certain = self._taught(other, unlabelled)
+        mixed, true = self.mixer.pair(batch["image"], other)
+        logits, features = forward_with_features(network, mixed, self.head)
+        seen = self.peer(mixed, torch.where(true, label, own))
+        labels, counted = torch.where(true, label, -1), torch.where(confidence >= self.confidence, own, -1)
+        terms = {
+            "seg": self.mixer.loss(self.loss, logits, labels),
+            "pseudo": self.mixer.loss(self.loss, logits, torch.where(true, -1, taught)),
+            "seg_peer": self.mixer.loss(self.loss, seen.logits, labels),
+            "pseudo_peer": self.mixer.loss(self.loss, seen.logits, torch.where(true, -1, counted)),
+        }
+        others = {"unlabelled": features, "peer": seen, "where": ~true}
+        return Voxels(features, logits, labels), others, terms, certain | agreement(own, unlabelled)
+
+    def _first_stage(self, network: nn.Module, batch: Mapping[str, torch.Tensor]) -> Step:
+        """Mixtures of labelled images."""
+        mixed, labels = self.mixer.labelled(batch["image"], batch["label"][:, 0])
+        logits, features = forward_with_features(network, mixed, self.head)
+        terms = {"seg": self.loss(logits, labels), "seg_peer": self.loss(self.peer(mixed, labels).logits, labels)}
+        return Step(sum(terms.values()), Voxels(features, logits, labels), terms=terms)
 
     @torch.no_grad()
     def _taught(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

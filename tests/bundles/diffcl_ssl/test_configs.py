@@ -5,7 +5,7 @@ import torch
 
 from common.engine import ObjectiveTrainer
 from common.networks import HighFrequencyMamba
-from common.semi_supervised import CopyPaste
+from common.semi_supervised import CopyPaste, Mixer
 from diffcl_ssl.network import ConvolutionalNetwork
 from diffcl_ssl.trainer import CrossSupervision, DiffusionPeer
 
@@ -31,6 +31,7 @@ def test_every_setting_of_a_comparison_builds(bundle, tmp_path):
         if kind == "diffcl":
             assert isinstance(base.peer, DiffusionPeer) == setting.get("ds_enabled", True)
             assert (base.propagation is None) == (setting.get("eta") == 0)
+            assert base.mixer == (Mixer(pretrain=0.3, box=2 / 3) if setting.get("copy_paste") else None)
         held = [sum(map(len, (group["params"] for group in each.param_groups))) for each in trainer.optimizers]
         assert len(held) == 2 and min(held) > 20
     assert len(heads) == len(settings) > 8 and all(torch.equal(head, heads[0]) for head in heads)

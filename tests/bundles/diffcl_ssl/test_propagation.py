@@ -112,6 +112,17 @@ def test_anchors_of_each_class_and_unlabelled_vectors():
     assert len(propagation.loss.vectors) == 4 * 12 * 12  # no more than there are
 
 
+@pytest.mark.parametrize("vectors", [20, 10**6])
+def test_unlabelled_vectors_of_chosen_voxels(vectors):
+    propagation = make(vectors=vectors)
+    propagation.projection, propagation.loss = nn.Identity(), Record()
+    student, unlabelled, peer = make_case()
+    where = torch.rand(4, 12, 12, generator=torch.Generator().manual_seed(1)) < 0.3
+    propagation(student, unlabelled, peer, 0, where)
+    found = {tuple(row) for row in propagation.loss.vectors.tolist()}
+    assert found <= rows(unlabelled, where) and len(propagation.loss.vectors) == min(vectors, int(where.sum()))
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_voxels_alike_have_vectors_alike(shared):
     """Peer's, student's and unlabelled rows share batch norm's statistics, whatever the mix of classes in each."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.semi_supervised.bases import sigmoid_ramp
+from common.semi_supervised.bases import Mixer, outside_box, sigmoid_ramp
 from common.semi_supervised.region_loss import DiceCERegionLoss
 from diffcl_ssl.diffusion import Diffusion
 from diffcl_ssl.peers import Seen
@@ -104,6 +104,75 @@ def test_another_loss_and_schedule():
     assert torch.equal(done.terms["seg"], loss(done.labelled.logits, done.labelled.labels))
     parts = sum(done.terms[name].item() for name in ("seg", "pseudo", "seg_peer", "pseudo_peer"))
     assert done.loss.item() == pytest.approx(parts, rel=1e-6)
+
+
+# --- on mixtures ---
+
+
+def drawn_box():
+    """The box that is drawn next, 8 of 12 wide; the random numbers stay as they are."""
+    state = torch.get_rng_state()
+    outside = outside_box(torch.Size((12, 12)), 2 / 3)
+    torch.set_rng_state(state)
+    return outside
+
+
+def test_mixtures_by_hand():
+    """Half of the images show the labelled one outside the box, half inside; each kind has a loss of its own."""
+    network, peer, batch = make_network(1), scripted(reliable=(True, False, True, True)), make_batch()
+    shown, outside = [], drawn_box()
+    network.register_forward_pre_hook(lambda module, args: shown.append((args[0], module.training)))
+    base = CrossSupervision("head", peer, weight=0.7, ramp=0.0, largest_component=False, mixer=Mixer())
+    done = run(base, network, batch, step=30)
+    other, image, label = batch["unlabeled"], batch["image"].clone(), batch["label"][:, 0].clone()
+    own, pseudo, taught = network(other).argmax(1), torch.full_like(label, -1), torch.full_like(label, -1)
+    mixed, true = image.clone(), torch.full_like(label, -1)
+    for b in range(4):
+        for i in range(12):
+            for j in range(12):
+                if outside[i][j] == (b < 2):
+                    true[b, i, j] = label[b, i, j]
+                else:
+                    mixed[b, 0, i, j] = other[b, 0, i, j]
+                    pseudo[b, i, j] = own[b, i, j]
+                    taught[b, i, j] = peer.logits[b, :, i, j].argmax() if b != 1 else -1
+    assert [training for _, training in shown[:2]] == [False, True] and network.training and peer.training
+    assert torch.equal(shown[0][0], other) and torch.equal(shown[1][0], mixed)
+    (first, first_labels), (second, second_labels) = peer.shown
+    assert torch.equal(first, other) and torch.equal(first_labels, own)
+    assert torch.equal(second, mixed) and torch.equal(second_labels, torch.where(true < 0, own, true))
+    expected = {}
+    for name, logits, labels in (("seg", network(mixed), true), ("pseudo", network(mixed), taught),
+                                 ("seg_peer", peer.logits, true), ("pseudo_peer", peer.logits, pseudo)):  # fmt: skip
+        expected[name] = LOSS(logits[:2], labels[:2]).item() + LOSS(logits[2:], labels[2:]).item()
+        assert done.terms[name].item() == pytest.approx(expected[name], rel=1e-6)
+    total = expected["seg"] + expected["seg_peer"] + 0.7 * (expected["pseudo"] + expected["pseudo_peer"])
+    assert done.loss.item() == pytest.approx(total, rel=1e-6) and torch.equal(done.labelled.labels, true)
+
+
+def test_before_mixtures_both_learn_from_labelled_images_pasted_into_each_other():
+    network, peer, batch = make_network(1), make_network(2), make_batch()
+    base, outside = CrossSupervision("head", PlainPeer(peer), mixer=Mixer(pretrain=0.3)), drawn_box()
+    del batch["unlabeled"]
+    done = run(base, network, batch, step=29)
+    image, label = batch["image"], batch["label"][:, 0]
+    mixed, labels = (torch.where(outside, each, each[[2, 3, 0, 1]]) for each in (image, label))
+    expected = [LOSS(each(mixed), labels).item() for each in (network, peer)]
+    assert base.start(TOTAL) == 30 and [value.item() for value in done.terms.values()] == pytest.approx(expected)
+    assert done.loss.item() == pytest.approx(sum(expected)) and torch.equal(done.labelled.labels, labels)
+
+
+def test_on_mixtures_unlabelled_voxels_alone_are_contrasted():
+    network, peer, seen = make_network(1), PlainPeer(make_network(2)), {}
+    propagation = LabelPropagation(CLASSES, WIDTH, loss=LabelPropagationLoss(min_bank=1))
+    propagation.register_forward_pre_hook(lambda module, args, options: seen.update(options), with_kwargs=True)
+    base = CrossSupervision("head", peer, propagation=propagation, mixer=Mixer(pretrain=0.0))
+    outside = drawn_box()
+    run(base, network)
+    assert torch.equal(seen["where"], torch.stack([~outside, ~outside, outside, outside]))
+
+
+# --- pseudo-labels ---
 
 
 def test_pseudo_labels_are_one_component_of_each_class():

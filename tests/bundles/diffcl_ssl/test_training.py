@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from common.engine import ObjectiveTrainer
+from common.semi_supervised.bases import Mixer
 from common.semi_supervised.objective import SemiSupervisedObjective
 from common.semi_supervised.teacher import MeanTeacher, TeacherUpdate
 from diffcl_ssl.diffusion import Diffusion, DiffusionNetwork
@@ -102,13 +103,15 @@ def test_weight_zero_repeats_cross_supervision_bit_for_bit():
     assert not torch.equal(other.network.body[0].weight, bare.network.body[0].weight)
 
 
+@pytest.mark.parametrize("mixer", [None, Mixer(pretrain=0.02)], ids=["apart", "mixed"])
 @pytest.mark.parametrize("pseudo", ["one_step", "ddim"])
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_is_the_run(stop, pseudo):
+def test_a_resumed_run_is_the_run(stop, pseudo, mixer):
     """Student, peer, teacher, bank, projections, prototypes, both optimizers and the step are in the state."""
 
     def make():
-        return Run(peer=DiffusionPeer(Denoiser(), Diffusion(CLASSES, 100, sampling_steps=2), pseudo=pseudo))
+        peer = DiffusionPeer(Denoiser(), Diffusion(CLASSES, 100, sampling_steps=2), pseudo=pseudo)
+        return Run(peer=peer, mixer=mixer)
 
     whole, first, second = make(), make(), make()
     for epoch in (range(stop), range(stop, 5)):
