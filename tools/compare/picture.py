@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,7 +46,9 @@ def save_picture(tables: Sequence[Table], path: str | Path) -> None:
     for label, axis in same.items():  # after the last panel: it ends the automatic scale of all that share it
         lines = [line for table in tables if table.label == label for line in table.lines.values()]
         if not any(mean < 0 for line in lines for mean, _ in line):
-            axis.set_ylim(bottom=0)
+            tips = [value for line in lines for mean, spread in line for value in (mean, mean + spread)]
+            highest = max((tip for tip in tips if math.isfinite(tip)), default=1)
+            axis.set_ylim(0, 1.05 * highest or 1)  # room for half a marker
     shown = [name for name in names if name in drawn]
     figure.legend([drawn[name] for name in shown], shown, loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=130)
@@ -108,7 +112,7 @@ def _panel(axis: Axes, table: Table, names: Sequence[str]) -> dict:
             linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
             markersize=7 if number == 0 else 5.5, elinewidth=1.2, label=name,
         )  # fmt: skip
-    axis.set_xticks(range(len(table.columns)), table.columns)
+    axis.set_xticks(range(len(table.columns)), [fill(column, 12, break_long_words=False) for column in table.columns])
     axis.set_xlim(-0.5, len(table.columns) - 0.5)
     axis.set_title(table.name)
     axis.axvline(len(table.columns) - 1.5, color="0.8", linewidth=0.8)  # before the mean

@@ -58,6 +58,14 @@ def test_panels_of_one_measure_share_a_scale_that_shows_all(draw):
     assert [bool(axis.get_ylabel()) for axis in figure.axes] == [True, False] * 2
 
 
+def test_the_highest_marker_is_whole_and_long_names_take_lines(draw):
+    lines = {"ours": [(80, 1), (80, math.nan)], "copy": [(79.9, 0), (math.nan, math.nan)]}
+    figure, _ = draw(table_of(lines=lines, columns=("anterior hippocampus", "mean")))
+    (axis,) = figure.axes
+    assert axis.get_ylim() == pytest.approx((0, 1.05 * 81))
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["anterior\nhippocampus", "mean"]
+
+
 def test_a_variant_keeps_its_colour_where_the_floor_is_missing(draw):
     lines = {"theirs": [(5, 1), (6, 1)]}
     both = {"ours": [(5, 1), (6, 1)], "theirs": [(5, 1), (6, 1)], "copy": [(5, 1), (6, 1)]}
