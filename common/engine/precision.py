@@ -19,7 +19,7 @@ def use_bfloat16(amp: bool, device: torch.device | str) -> bool:
 
     Returns:
         ``amp``, but False with a warning on a CPU without arithmetic units for bfloat16, where torch imitates it: a
-        training step of 2-D convolutions takes eight times as long as in float32.
+        training step takes several times as long as in float32.
     """
     if not amp or torch.device(device).type != "cpu":
         return amp
