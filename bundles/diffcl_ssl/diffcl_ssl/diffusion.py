@@ -30,7 +30,8 @@ class DiffusionNetwork(VNet):
               e(t) = \mathrm{MLP}(\cos \omega t, \sin \omega t)
 
     with 64 frequencies :math:`\omega` from 1 down to nearly 1/10000, and an MLP of 512 and 512 channels with a SiLU
-    between. The shift stands behind the norm: before it, an instance norm would take it out again.
+    between. The shift stands behind the norm: before it, an instance norm would take it out again. The weights on the
+    noised segmentation are 0 at first: at high noise it has more channels than the image and says nothing.
 
     Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408), which name the input and no
     layer; the embedding is that of Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020.
@@ -60,6 +61,8 @@ class DiffusionNetwork(VNet):
     ) -> None:
         super().__init__(spatial_dims, in_channels + out_channels, out_channels, width, norm, dropout)
         self.image_channels, self.classes = in_channels, out_channels
+        with torch.no_grad():
+            self._blocks()[0][0].weight[:, in_channels:] = 0
         self.time = nn.Sequential(nn.Linear(WAVES, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU())
         self.shifts = nn.ModuleList(nn.Linear(EMBEDDING, conv.out_channels) for conv, _, _ in self._blocks())
 

@@ -21,8 +21,13 @@ OPTIONS = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "width": 4, "
 
 
 def make(**options):
+    """A network that has begun to look at the noised segmentation."""
     torch.manual_seed(0)
-    return DiffusionNetwork(**{**OPTIONS, **options})
+    options = {**OPTIONS, **options}
+    network = DiffusionNetwork(**options)
+    with torch.no_grad():
+        nn.init.normal_(network.encoder[0][0][0].weight[:, options["in_channels"] :], std=0.2)
+    return network
 
 
 def inputs(count=2, *size, channels=1, classes=3):
@@ -52,6 +57,16 @@ def embed(network, time):
     x = first.weight @ x + first.bias
     x = second.weight @ (x * torch.sigmoid(x)) + second.bias
     return x * torch.sigmoid(x)
+
+
+def test_an_untrained_network_sees_the_image_alone():
+    torch.manual_seed(0)
+    network = DiffusionNetwork(**{**OPTIONS, "in_channels": 2})
+    image, noised, times = inputs(2, 32, 32, channels=2)
+    assert torch.equal(network(image, noised, times), network(image, -noised, times))
+    assert not torch.equal(network(image, noised, times), network(-image, noised, times))
+    network(image, noised, times).square().sum().backward()
+    assert (network.encoder[0][0][0].weight.grad[:, 2:] != 0).all()
 
 
 @pytest.mark.parametrize(("dims", "norm"), [(2, "instance"), (2, "group"), (3, "batch")])
@@ -274,7 +289,7 @@ def test_a_sample_is_finite_repeats_with_its_seed_and_leaves_the_network_as_it_w
 def test_a_network_learns_to_take_the_noise_off():
     """Segmentations that the image does not show, never twice the same: what is right was read from Y_t."""
     torch.manual_seed(0)
-    network, diffusion = make(out_channels=2, norm="group"), Diffusion(2)
+    network, diffusion = DiffusionNetwork(**{**OPTIONS, "out_channels": 2, "norm": "group"}), Diffusion(2)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
 
     def draw(count, low, high):
@@ -290,13 +305,13 @@ def test_a_network_learns_to_take_the_noise_off():
             logits = network.eval()(image, diffusion.noised(labels, times), times)
         return (logits.argmax(1) == labels).float().mean().item()
 
-    for _ in range(40):
+    for _ in range(60):
         image, labels, times = draw(8, 0.0, 1.0)
         loss = F.cross_entropy(network.train()(image, diffusion.noised(labels, times), times), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert accuracy(0.0, 0.2) > 0.95  # 0.75 are right by chance
+    assert accuracy(0.0, 0.2) > 0.9  # 0.75 are right by chance
     assert accuracy(0.95, 1.0) < 0.85
 
 
