@@ -33,7 +33,7 @@ RUNS = {
             "propagation::loss": {"_target_": "diffcl_ssl.propagation.LabelPropagationLoss", "min_bank": 1},
         },
         "updates": (6, 12), "memory": "base.propagation.bank.filled",
-        "objects": OBJECTS | {"peer_optimizer", "peer_lr_scheduler"}, "dice": 0.15,  # of the cavity by chance: 0.12
+        "objects": OBJECTS | {"peer_optimizer", "peer_lr_scheduler"}, "dice": 0.25,  # the wall alone everywhere: 0.19
     },
 }  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_a_run_leaves_a_model_a_report_and_a_log(bundle, trained):
     rows = bundle.rows(folder)
     assert [(row["case"], row["structure"]) for row in rows] == [
         (case, name) for case in ("validation_1", "validation_2") for name in ("wall", "cavity")]  # fmt: skip
-    assert min(float(row["dice"]) for row in rows) > RUNS[bundle.name]["dice"]
+    assert np.mean([float(row["dice"]) for row in rows]) > RUNS[bundle.name]["dice"]
     assert "Scored: `validation`, 2 cases" in bundle.summary(folder) and 0 <= checkpoint["best_metric"] <= 1
 
 
