@@ -47,8 +47,16 @@ def test_default_network_is_the_same_in_training_and_inference(name):
         json.loads((ROOT / "bundles" / name / "configs" / file).read_text())
         for file in ("train.json", "inference.json")
     )
-    numbers = {key for key, value in inference.items() if isinstance(value, (int, float, str, list)) and key in train}
-    varying = {"imports", "amp", "num_workers", "run", "initialize", "finalize", "support", "network"}
+    trained = {}
+    for key, value in inference.items():
+        if isinstance(value, str) and value.startswith("$@trained.get("):
+            trained[key], inference[key] = ast.literal_eval(value.removeprefix("$@trained.get"))
+    assert all(name == key for key, name in trained.items())
+    savers = [handler for handler in train["train"]["handlers"] if handler["_target_"].endswith("BestModelSaver")]
+    assert [handler["settings"].keys() for handler in savers] == [trained.keys()]
+    numbers = {key for key, value in inference.items() if isinstance(value, (int, float, str, list)) or key in trained}
+    numbers &= train.keys()
+    varying = {"labels", "imports", "amp", "num_workers", "run", "initialize", "finalize", "support", "network"}
     assert {key: train[key] for key in numbers - varying} == {key: inference[key] for key in numbers - varying}
     shared = train["network_def"].keys() & inference["network_def"].keys() - {"_target_"}
     network = train["network_def"]

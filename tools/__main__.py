@@ -58,7 +58,8 @@ class Tools:
             output: folder to create, for --dataset_dir.
             options: of acdc, la and pancreas: `--labelled 8`, how many patients keep their labels; `--validation FILE`,
                 ids for validation, one a line; of acdc `--test FILE`, likewise; of la and pancreas `--train FILE`,
-                likewise, the labelled first, and `--crop label` (around the label, as the papers do) or `none`.
+                likewise, the labelled first, and `--crop label` (around the label, as the papers do) or `none`; of
+                brats the first three, and `--modality flair`, t1, t1ce or t2.
         """
         from tools.prepare import prepare
 
@@ -106,7 +107,8 @@ class Tools:
         Args:
             name: `volume`: four organs of one volume, a cached support bank against slice by slice, class by class;
                 `contrast`: the Gaussian contrast with full covariance against diagonal and naive forms, and in a step;
-                `scan`: the selective scan of each CPU backend against the loop over the tokens, on one thread.
+                `augmentation`: the expected cross-entropy by look-up against voxel by voxel, and in a step;
+                `scan`: the selective scan of each backend against the loop over the tokens, on one thread or a GPU.
             repeats: timed runs of each side, after one to warm up; the minima are compared.
             output: a JSON file for the figures.
         """

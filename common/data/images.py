@@ -17,7 +17,8 @@ def list_images(dataset_dir: str, images: str | Sequence[str] | None = None, cha
     Without ``images`` they are those of dataset.json's ``validation`` and ``test``.
 
     Raises:
-        DataError: no image, or damaged ones; all of them in one error.
+        DataError: no image, damaged ones, or several of one file name, whose label maps would take each other's place;
+            all of them in one error.
     """
     if images is None:
         dataset = read_dataset(dataset_dir)
@@ -31,8 +32,21 @@ def list_images(dataset_dir: str, images: str | Sequence[str] | None = None, cha
             f"no image to segment: expected NIfTI, PNG or JPEG files in {images or dataset_dir}; set images or "
             "dataset_dir."
         )
+    _refuse_equal_names([case["image"] for case in cases])
     check_cases(cases, {}, channels=channels)
     return cases
+
+
+def _refuse_equal_names(files: Sequence[str]) -> None:
+    same: dict[str, list[str]] = {}
+    for file in files:
+        same.setdefault(file_stem(Path(file).name), []).append(file)
+    found = [f"{name}: {', '.join(several)}" for name, several in same.items() if len(several) > 1]
+    if found:
+        raise DataError(
+            f"images of one file name, whose label maps would take each other's place: {'; '.join(found)}. Segment "
+            "them one after the other, each with an output_dir of its own, or rename them."
+        )
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Parts of a training run that all bundles share: exact resume, stop at NaN, progress, checks before the start."""
 
-from .best_model import BestModelSaver
+from .best_model import BestModelSaver, read_record, read_settings
 from .checkpoint import load_checkpoint, save_atomic
 from .full_state import FullStateCheckpoint
 from .nan_stop import StopOnNan, refuse_bad_weights
@@ -22,6 +22,8 @@ __all__ = [
     "check_output_dir",
     "load_checkpoint",
     "loss_terms",
+    "read_record",
+    "read_settings",
     "refuse_bad_weights",
     "refuse_unknown_keys",
     "report_root_cause",

@@ -1,16 +1,19 @@
-"""`models/model.pt`: the weights to deploy."""
+"""`models/model.pt`: the weights to deploy, and `models/model.json`: what one must know to use them."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
 
-from .checkpoint import save_atomic
+from .checkpoint import save_atomic, write_atomic
 from .nan_stop import refuse_bad_weights
 from .unwrap import unwrap
 
@@ -26,19 +29,28 @@ class BestModelSaver:
     place of a better earlier one. A NaN metric is never the best. When the run ends and no validation gave a
     metric (no validation data, ``val_interval`` larger than ``max_epochs``), the last weights are written instead.
 
+    Beside the weights goes ``model.json`` (:func:`read_record`): which of the two rules they were chosen by, and the
+    ``settings``.
+
     Args:
         path: the file, ``models/model.pt``.
         network: what to save; a ``DistributedDataParallel`` is unwrapped.
         evaluator: the validation of the trainer; None when there is none.
         selection: ``validation``, as above, or ``last``: the weights at the end of the run whatever validation says,
             so that the validation cases stay unseen and can be reported on.
+        settings: those of the training that inference has to share, such as ``labels``; anything that JSON holds.
 
     Raises:
         ValueError: the selection is another.
     """
 
     def __init__(
-        self, path: str | Path, network: nn.Module, evaluator: Evaluator | None = None, selection: str = "validation"
+        self,
+        path: str | Path,
+        network: nn.Module,
+        evaluator: Evaluator | None = None,
+        selection: str = "validation",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {SELECTIONS}, got {selection!r}.")
@@ -46,6 +58,7 @@ class BestModelSaver:
         self.path = Path(path)
         self.network = network
         self.evaluator = evaluator
+        self.settings = dict(settings or {})
 
     def attach(self, engine: Engine) -> None:
         if self.evaluator is not None and self.selection == "validation":
@@ -63,23 +76,53 @@ class BestModelSaver:
             logger.warning("%s is NaN in epoch %d: not the best.", state.key_metric_name, state.epoch)
             state.best_metric, state.best_metric_epoch = -1, -1
             return
-        self._save(evaluator)
+        self._save(evaluator, "validation")
         logger.info("%s %.4f in epoch %d: best so far, saved to %s.", state.key_metric_name, state.best_metric,
                     state.epoch, self.path)
 
     def _completed(self, trainer: Engine) -> None:
         if self.selection == "last":
-            self._save(trainer)
+            self._save(trainer, "last")
             return
         validated = self.evaluator is not None and self.evaluator.state.best_metric_epoch != -1
         if validated and self.path.is_file():
             return
         logger.warning("%s in this run: the last weights go to %s.",
                        f"no best model at {self.path}" if validated else "no validation metric", self.path)
-        self._save(trainer)
+        self._save(trainer, "last")
 
-    def _save(self, engine: Engine) -> None:
+    def _save(self, engine: Engine, selection: str) -> None:
         if getattr(engine.state, "rank", 0) == 0:
             network = unwrap(self.network)
             refuse_bad_weights(network, "the network")
             save_atomic(network.state_dict(), self.path)
+            record = {"selection": selection, "settings": self.settings}
+            write_atomic(_record_of(self.path), lambda file: file.write(json.dumps(record, indent=4).encode()))
+
+
+def read_record(model_file: str | Path) -> dict[str, Any]:
+    """What stands beside a model that :class:`BestModelSaver` wrote: ``selection`` and ``settings``.
+
+    Of a model without such a file, from elsewhere, nothing is known: None and no settings.
+
+    Raises:
+        ValueError: the file is no record.
+    """
+    file = _record_of(Path(model_file))
+    if not file.is_file():
+        return {"selection": None, "settings": {}}
+    try:
+        record = json.loads(file.read_text())
+        return {"selection": record["selection"], "settings": dict(record["settings"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file}: expected the `selection` and `settings` of a training, found {error!r}. Delete the "
+                         "file to use the settings of the config, or train again.") from error  # fmt: skip
+
+
+def read_settings(model_file: str | Path) -> dict[str, Any]:
+    """The settings of a training that inference has to share, empty where nothing is known; see :func:`read_record`."""
+    return read_record(model_file)["settings"]
+
+
+def _record_of(model_file: Path) -> Path:
+    return model_file.with_suffix(".json")

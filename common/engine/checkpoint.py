@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -31,11 +31,16 @@ def save_atomic(state: Any, path: str | Path) -> None:
             f"{path}: cannot be read back with weights_only=True because of {'; '.join(foreign)}. Expected plain "
             "tensors, numbers, texts, lists and dicts: convert with .item(), torch.as_tensor() or .as_tensor()."
         )
+    write_atomic(path, lambda file: torch.save(state, file))
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill ``<name>.tmp`` in the folder of ``path``, which then takes the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

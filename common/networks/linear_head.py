@@ -8,33 +8,37 @@ from torch import nn
 from common.engine.unwrap import unwrap
 
 
-def find_linear_head(network: nn.Module, name: str) -> nn.Module:
+def find_linear_head(network: nn.Module, name: str, wide: bool = False) -> nn.Module:
     """The layer called ``name``, whose ``weight.flatten(1)`` is ``(K, A)``.
 
-    A loss in closed form over the features of a voxel holds only for a layer that sees one voxel at a time, and says
-    something about features only where there are more of them than classes.
+    A loss in closed form over the features of a voxel holds only for a layer that sees one voxel at a time.
 
     Args:
         network: may be wrapped for several GPUs; the name is that inside the wrapper.
         name: as in ``network.named_modules()``, for example ``final_conv`` of MONAI's ``BasicUNet``.
+        wide: ask for more features than classes, without which such a loss says little about features.
 
     Raises:
         ValueError: there is no such layer, it is neither ``nn.Linear`` nor a convolution with kernel 1, stride 1, one
-            group and no padding, or it has no more inputs than outputs. Says what was found, and which layers would do.
+            group and no padding, or it is not ``wide``. Says what was found, and which layers would do.
     """
     modules = dict(unwrap(network).named_modules(remove_duplicate=False))
     if name not in modules:
         found = "it has no such layer"
     elif not _is_linear(modules[name]):
         found = f"that is {_describe(modules[name])}"
-    elif not _is_wide(modules[name]):
-        found = f"that is {_describe(modules[name])}, with no more inputs than outputs"
+    elif wide and not _is_wide(modules[name]):
+        raise ValueError(
+            f"the head {name!r} of {type(unwrap(network)).__name__} is {_describe(modules[name])}, with no more inputs "
+            "than outputs: give the network more channels there (its `width`), or number the labels 1, 2, 3 and so on "
+            "where some are left out."
+        )
     else:
         return modules[name]
-    candidates = [f"{place!r}, {_describe(m)}" for place, m in modules.items() if _is_linear(m) and _is_wide(m)]
+    candidates = [f"{place!r}, {_describe(m)}" for place, m in modules.items() if _is_linear(m)]
     raise ValueError(
         f"{name!r} is not a linear head of {type(unwrap(network)).__name__}: {found}. Expected nn.Linear or a "
-        "convolution with kernel 1, stride 1, groups 1 and padding 0, from more channels to fewer. "
+        "convolution with kernel 1, stride 1, groups 1 and padding 0. "
         f"Layers of that kind: {'; '.join(candidates) or 'none; use a network that ends in a 1x1 convolution'}."
     )
 

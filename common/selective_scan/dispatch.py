@@ -133,7 +133,7 @@ def _dispatched(
     if u.numel() == 0:
         return u * delta.to(u.dtype)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    module = BACKENDS[_automatic(u.device.type, dtype) if name == "auto" else name]
+    module = BACKENDS[_automatic(u.device.type, dtype, A.shape[1]) if name == "auto" else name]
     if name != "auto" and (reason := module.unavailable()) is not None:
         raise RuntimeError(f"the selective scan's backend {name!r} cannot be used: {reason}")
     with torch.autocast(u.device.type, enabled=False):
@@ -151,11 +151,13 @@ def _name(backend: str) -> str:
     return "auto"
 
 
-def _automatic(device: str, dtype: torch.dtype) -> str:
-    """The fastest that takes the tensors: float64 only the plain operations do."""
+def _automatic(device: str, dtype: torch.dtype, states: int) -> str:
+    """The fastest that takes the tensors: float64 only the plain operations do, many states not mamba-ssm's."""
     candidates = {"cuda": ("mamba_ssm", "triton"), "cpu": ("native",)}.get(device, ())
     if dtype == torch.float32:
         for name in candidates:
+            if name == "mamba_ssm" and states > mamba_ssm_backend.MAX_STATES:
+                continue
             if BACKENDS[name].unavailable() is None:
                 return name
         if device == "cuda":

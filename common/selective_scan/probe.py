@@ -17,8 +17,9 @@ def fault_of(scan: Callable, device: str) -> str | None:
     """
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            u, ones = (torch.ones(1, 1, 4, device=device, requires_grad=grad) for grad in (True, False))
-            out = scan(u, ones, torch.zeros(1, 1, device=device), ones, ones, None, None, None, False, False)
+            kind = {"device": device, "dtype": torch.float32}  # whatever the defaults are
+            u, ones = (torch.ones(1, 1, 4, requires_grad=grad, **kind) for grad in (True, False))
+            out = scan(u, ones, torch.zeros(1, 1, **kind), ones, ones, None, None, None, False, False)
             (grad,) = torch.autograd.grad(out.sum(), u)
             found = [*out.flatten().tolist(), *grad.flatten().tolist()]
     except Exception as error:

@@ -5,7 +5,7 @@ from .data import PairDataset, PairSampler, read_semi_supervised
 from .evaluator import CaseEvaluator, component_filter
 from .objective import SemiSupervisedObjective
 from .region_loss import DiceCERegionLoss, PseudoLabels
-from .teacher import MeanTeacher, TeacherUpdate
+from .teacher import MeanTeacher, TeacherUpdate, choose_network
 
 __all__ = [
     "CaseEvaluator",
@@ -23,6 +23,7 @@ __all__ = [
     "TeacherUpdate",
     "Voxels",
     "choose_base",
+    "choose_network",
     "component_filter",
     "read_semi_supervised",
 ]

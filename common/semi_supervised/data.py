@@ -22,7 +22,13 @@ FEW = 2  # fewer labelled cases that show a class are worth a warning
 
 
 def read_semi_supervised(
-    dataset_dir: str | Path, channels: int = 1, labelled: int | None = None, need_unlabeled: bool = True
+    dataset_dir: str | Path,
+    channels: int = 1,
+    labelled: int | None = None,
+    need_unlabeled: bool = True,
+    spatial_dims: int = 3,
+    patch_size: Sequence[int] = (32, 32, 32),
+    zoom: float | Sequence[float] = 1.0,
 ) -> dict[str, Any]:
     """Read and check a data set; no label of a case that trains without one is opened.
 
@@ -33,18 +39,22 @@ def read_semi_supervised(
         labelled: so many cases of ``training`` keep their labels, the first ones; the images of the others join
             ``unlabeled``. null keeps all. A case with several images (time points) counts once.
         need_unlabeled: false where nothing is learnt from unlabelled cases.
+        spatial_dims, patch_size, zoom: of the training: 2 for slices; one length an axis of these; a number, or one for
+            each of a scan's three axes.
 
     Returns:
         ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label) and
         ``labels`` (id to name).
 
     Raises:
+        ValueError: ``patch_size`` or ``zoom`` does not fit.
         DataError: with every problem of the files; ``labelled`` does not fit; there is no unlabelled case.
     """
+    _check_sizes(spatial_dims, patch_size, zoom)
     dataset = read_dataset(dataset_dir)
     file = dataset.directory / "dataset.json"
     if labelled is not None:
-        dataset = _keep_labels(dataset, labelled)
+        dataset = keep_labels(dataset, labelled)
     if need_unlabeled and not dataset.unlabeled:
         raise DataError(
             f"{file}: expected unlabelled cases, found none in `unlabeled` and a label for each case of `training`; "
@@ -61,7 +71,25 @@ def read_semi_supervised(
     }
 
 
-def _keep_labels(dataset: Dataset, labelled: int) -> Dataset:
+def _check_sizes(spatial_dims: int, patch_size: Sequence[int], zoom: float | Sequence[float]) -> None:
+    problems = []
+    if len(patch_size) != spatial_dims or min(patch_size) < 1:
+        kind = "slices" if spatial_dims == 2 else "volumes"
+        problems.append(f"patch_size: expected {spatial_dims} lengths for {kind} (spatial_dims {spatial_dims}), "
+                        f"found {list(patch_size)}")  # fmt: skip
+    factors = [zoom] * 3 if isinstance(zoom, (int, float)) else list(zoom)
+    if len(factors) != 3 or min(factors) <= 0:
+        problems.append(f"zoom: expected a number above 0, or three, one for each axis of a scan, found {zoom}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def keep_labels(dataset: Dataset, labelled: int) -> Dataset:
+    """The data set in which only the first ``labelled`` cases of ``training`` have a label, and others are unlabelled.
+
+    Raises:
+        DataError: ``labelled`` does not fit.
+    """
     cases = list(dict.fromkeys(item["case"] for item in dataset.training))
     if not 1 <= labelled <= len(cases):
         raise DataError(f"labelled: expected 1 to {len(cases)}, the labelled cases of `training` in "

@@ -17,13 +17,17 @@ from tqdm import tqdm
 from common.data.draws import plain
 from common.data.shrink import enlarge
 from common.data.whole_cases import CaseDataset
-from common.engine import load_checkpoint, use_bfloat16
+from common.engine import load_checkpoint, read_record, use_bfloat16
 from common.engine.unwrap import unwrap
 from common.report import case_rows, format_table, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
 
 logger = logging.getLogger(__name__)
-SELECTIONS = {"last": "that of the last iteration", "validation": "the best on `validation`"}
+SELECTIONS = {
+    "last": "that of the last iteration (selection: last)",
+    "validation": "the best on `validation` (selection: validation)",
+    None: "from elsewhere, how it was chosen is not known",
+}
 OPTIMISTIC = ("These figures are optimistic: the checkpoint was chosen by the very cases that are scored. Labelled "
               "cases in `test` give honest ones.")  # fmt: skip
 
@@ -101,23 +105,18 @@ class CaseEvaluator(SupervisedEvaluator):
         return plain(self.keep(label_map))[0]
 
     def report(
-        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True, selection: str = "last"
+        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True
     ) -> list[dict[str, Any]]:
         """Score the saved model; writes ``cases.csv``, ``summary.md`` and overlay pictures of the first cases.
 
         Args:
             pictures: how many cases are drawn.
             distances: False leaves HD95 and ASD out, most of the time of a report.
-            selection: the rule that chose the checkpoint, to be stated: ``last`` or ``validation``.
 
         Returns:
             a row for each structure of each image.
-
-        Raises:
-            ValueError: another ``selection``.
         """
-        if selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        selection = read_record(model_file)["selection"]
         unwrap(self.network).load_state_dict(load_checkpoint(model_file))
         folder = Path(output_dir)
         for old in folder.glob("overlay_*.png"):
@@ -145,12 +144,12 @@ class CaseEvaluator(SupervisedEvaluator):
             save_case_overlay(file, case, label_map, self.labels, title, dice)
         return rows
 
-    def _statements(self, rows: Sequence[Mapping[str, Any]], split: str, selection: str) -> list[str]:
+    def _statements(self, rows: Sequence[Mapping[str, Any]], split: str, selection: str | None) -> list[str]:
         """What was scored, and how that came about."""
         if not rows:
             return ["Nothing was scored: neither `test` nor `validation` holds a labelled case."]
         cases, scans = (len({tuple(row[key] for key in keys) for row in rows}) for keys in (["case"], ["case", "scan"]))
         images = "" if scans == cases else f" ({scans} images)"
         lines = [f"Scored: `{split}`, {cases} case{'s' * (cases > 1)}{images}{self.kept}. "
-                 f"Checkpoint: {SELECTIONS[selection]} (selection: {selection})."]  # fmt: skip
+                 f"Checkpoint: {SELECTIONS[selection]}."]  # fmt: skip
         return [*lines, OPTIMISTIC] if selection == split else lines

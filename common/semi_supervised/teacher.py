@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from common.engine.unwrap import unwrap
 from common.networks.linear_head import forward_with_features
 
+logger = logging.getLogger(__name__)
 NORMS = ("ema", "batch")
 
 
@@ -78,14 +81,38 @@ class MeanTeacher(nn.Module):
         return self
 
 
+def choose_network(name: str, base: str, student: nn.Module, teacher: MeanTeacher) -> nn.Module:
+    """The network to score and to save: the student, or its average where the base has one.
+
+    Raises:
+        ValueError: another name than ``student`` and ``teacher``.
+    """
+    if name not in ("student", "teacher"):
+        raise ValueError(f"inference_network must be student or teacher, got {name!r}.")
+    return student if name == "student" or base == "supervised" else teacher.network
+
+
 class TeacherUpdate:
-    """Handler that calls ``objective.update_teacher(network)`` after every step of the optimizer."""
+    """Handler that calls ``objective.update_teacher(network)`` after every step of the optimizer.
+
+    Warns at the end of a run that was too short for the teacher to begin.
+    """
 
     def __init__(self, objective: nn.Module) -> None:
         self.objective = objective
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def __call__(self, engine: Engine) -> None:
         unwrap(self.objective).update_teacher(engine.network)
+
+    def _completed(self, engine: Engine) -> None:
+        objective = unwrap(self.objective)
+        if objective.base.needs_teacher and int(objective.teacher.average.n_averaged) == 0:
+            logger.warning(
+                "the run ended after %d updates, before the teacher begins at %d: nothing was learnt from unlabelled "
+                "images, and a saved teacher is untrained. Set max_epochs higher or pretrain lower.",
+                int(objective.step), objective.base.start(objective.total_steps),
+            )

@@ -64,7 +64,7 @@ class TinyBundle:
 
     Args:
         folder: for the data.
-        sizes: overrides that training and inference both take.
+        sizes: overrides of the training that inference has to share.
         batch_size: of training.
         axes, size, spacing: of the scans.
     """
@@ -74,7 +74,7 @@ class TinyBundle:
         self.axes, self.size, self.affine = axes, size, np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
         self.meta = str(self.configs / "metadata.json")
         self.tiny = {**sizes, "batch_size": batch_size, "iterations_per_epoch": 3, "max_epochs": 4,
-                     "learning_rate": 0.01, "warmup_steps": 1, "val_interval": 2, "pictures": 0,
+                     "learning_rate": 0.01, "warmup_steps": 0, "val_interval": 2, "pictures": 0,
                      "distances": False}  # fmt: skip
         self.data = self.write(folder)
 
@@ -126,8 +126,7 @@ class TinyBundle:
         self.run(["train", "evaluate"], folder, data, **self.tiny | overrides)
 
     def infer(self, folder, data=None, overlay=(), **overrides):
-        labels = {str(label): name for label, name in LABELS.items()}
-        self.run(["inference", *overlay], folder, data, **{**self.sizes, "labels": labels} | overrides)
+        self.run(["inference", *overlay], folder, data, **overrides)
 
     def build(self, folder, data=None, overlays=(), **overrides):
         """The trainer of these settings; nothing is trained."""

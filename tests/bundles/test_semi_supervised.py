@@ -1,6 +1,7 @@
 """What the semi-supervised bundles have in common as their users start them: tiny trainings, reports, segmentations."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -79,7 +80,7 @@ def test_a_run_leaves_a_model_a_report_and_a_log(bundle, trained):
     assert {"cases.csv", "summary.md", "overlay_validation_1.png"} <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
     assert sum(name.startswith("overlay_") for name in files) == 1
-    assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt"}
+    assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt", "model.json"}
     assert set(checkpoint["objects"]) == RUNS[bundle.name]["objects"]
     torch.testing.assert_close(dict(model), dict(checkpoint["objects"]["network"]), rtol=0, atol=0)  # the student's
     rows = bundle.rows(folder)
@@ -136,6 +137,8 @@ def test_the_model_is_the_last_or_the_best(bundle, tmp_path, monkeypatch, select
     text = bundle.summary(tmp_path / "whole")
     assert f"(selection: {selection})" in text and f"Scored: `{'test' if test else 'validation'}`" in text
     assert ("optimistic" in text) == (selection == "validation" and not test)
+    bundle.evaluate(tmp_path / "whole", data, base="supervised")  # the model's own rule, not that of the config
+    assert bundle.summary(tmp_path / "whole") == text
 
 
 def test_the_teacher_can_be_saved_and_scored(bundle, tmp_path):
@@ -210,3 +213,15 @@ def test_inference_by_hand(bundle, tmp_path, trained, number):
         voxels += [int((np.asarray(found.dataobj) == label).sum()) for label in (1, 2)]
     bundle.evaluate(tmp_path, data, **options)
     assert [int(row["prediction_voxels"]) for row in bundle.rows(tmp_path)] == voxels
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_model_of_a_gpu_is_used_without_one(bundle, tmp_path, trained, monkeypatch):
+    (tmp_path / "models").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(trained[1][1], tmp_path / "models" / "model.pt")
+    shutil.copy(trained[0] / "models" / "model.json", tmp_path / "models")
+    assert b"cuda:0" in (tmp_path / "models" / "model.pt").read_bytes()
+    bundle.infer(tmp_path)
+    assert (tmp_path / "eval" / "validation_1_seg.nii.gz").is_file()

@@ -1,4 +1,4 @@
-"""The selective scan of each backend on the CPU against the loop over the tokens, on one thread."""
+"""The selective scan of each backend against the loop over the tokens: on the CPU with one thread, and on a GPU."""
 
 from __future__ import annotations
 
@@ -13,26 +13,36 @@ from .peak import peak
 
 LENGTHS = (1960, 15680)  # 14 x 14 x 10 and 28 x 28 x 20 voxels
 BATCH, CHANNELS, STATE = 2, 64, 16
-BACKENDS = ("torch", "native")
+BACKENDS = {"cpu": ("torch", "native"), "cuda": ("torch", "triton", "mamba_ssm")}
+COPIED = 1 << 26  # numbers, more than caches hold
 
 
 def scan(repeats: int) -> list[dict]:
     """Forward, and forward + backward, of B = 2, D = 64, N = 16 with all options, float32; errors against float64.
 
-    An error is the largest difference, divided by the largest value of what is compared.
+    An error is the largest difference, divided by the largest value of what is compared. The floor of a time is that
+    of a copy of as many bytes as must be read and written: all inputs and outputs once.
     """
     threads, there = torch.get_num_threads(), available_backends()
     torch.set_num_threads(1)
+    rows = []
     try:
-        names = [name for name in BACKENDS if there[name] == "ok"]
-        rows = [row for length in LENGTHS for row in _compare(length, names, repeats)]
+        for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+            names = [name for name in BACKENDS[device] if there[name] == "ok"]
+            rate = _copy_rate(device, repeats)
+            rows += [row for length in LENGTHS for row in _compare(length, names, device, rate, repeats)]
+            rows += [{"device": device, "backend": name, "left out": there[name]}
+                     for name in BACKENDS[device] if there[name] != "ok"]  # fmt: skip
     finally:
         torch.set_num_threads(threads)
-    return rows + [{"backend": name, "left out": there[name]} for name in BACKENDS if there[name] != "ok"]
+    return rows
 
 
-def _compare(length: int, names: list[str], repeats: int) -> list[dict]:
-    inputs, slope = _inputs(length), torch.randn(BATCH, CHANNELS, length)
+def _compare(length: int, names: list[str], device: str, rate: float, repeats: int) -> list[dict]:
+    inputs = _inputs(length)
+    slope = torch.randn(BATCH, CHANNELS, length)
+    exact = _both([x.double() for x in inputs], slope.double(), "reference")
+    inputs, slope = [x.to(device) for x in inputs], slope.to(device)
     runs: dict[str, tuple[Callable, Callable]] = {
         name: (lambda name=name: _forward(inputs, name), lambda name=name: _both(inputs, slope, name))
         for name in ("reference", *names)
@@ -41,30 +51,59 @@ def _compare(length: int, names: list[str], repeats: int) -> list[dict]:
     for repeat in range(repeats + 1):  # the first warms up
         for name, parts in runs.items():
             for i, part in enumerate(parts):
-                start = time.process_time()
-                part()
+                seconds = _seconds(part, device)
                 if repeat > 0:
-                    best[name][i] = min(best[name][i], time.process_time() - start)
-    exact = _both([x.double() for x in inputs], slope.double(), "reference")
+                    best[name][i] = min(best[name][i], seconds)
+    read = sum(map(_bytes, inputs))
+    floors = [(read + _bytes(slope)) / rate, (2 * read + 2 * _bytes(slope) + read) / rate]
     rows = []
     for name in names:
-        off = [float((x - y).abs().max() / y.abs().max()) for x, y in zip(runs[name][1](), exact, strict=True)]
+        found = [x.cpu() for x in runs[name][1]()]
+        off = [float((x - y).abs().max() / y.abs().max()) for x, y in zip(found, exact, strict=True)]
         rows.append(
             {
                 "L": length,
+                "device": device,
                 "backend": name,
-                "threads": 1,
-                "forward CPU s": best[name][0],
+                "forward s": best[name][0],
                 "loop over it": best["reference"][0] / best[name][0],
-                "forward + backward CPU s": best[name][1],
+                "floor over it": floors[0] / best[name][0],
+                "forward + backward s": best[name][1],
                 "loop over that": best["reference"][1] / best[name][1],
+                "floor over that": floors[1] / best[name][1],
                 "error of the output": off[0],
                 "largest error of a gradient": max(off[1:]),
-                "extra peak MiB forward": peak(runs[name][0]) / 2**20,
-                "extra peak MiB forward + backward": peak(runs[name][1]) / 2**20,
+                "extra peak MiB forward": peak(runs[name][0], device) / 2**20,
+                "extra peak MiB forward + backward": peak(runs[name][1], device) / 2**20,
             }
         )
     return rows
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    """Of the processor, or of the GPU between two events."""
+    if device == "cpu":
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def _copy_rate(device: str, repeats: int) -> float:
+    """Bytes read and written a second."""
+    source = torch.ones(COPIED, device=device)
+    target = torch.empty_like(source)
+    best = min([_seconds(lambda: target.copy_(source), device) for _ in range(repeats + 1)][1:])
+    return 2 * _bytes(source) / best
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
 
 
 def _inputs(length: int) -> list[torch.Tensor]:

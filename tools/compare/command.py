@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from common.data.check import check_dataset
 from common.data.dataset import DataError, Dataset, read_dataset
+from common.semi_supervised.data import keep_labels
 
 from .grid import read_grid
 from .plan import Run, check_overrides, make_runs
@@ -46,7 +47,7 @@ def compare(
     configs = _configs(bundle)
     settings = read_settings(Path(config) if config else configs / "compare.json", group)
     settings["variants"] = choose_variants(settings["variants"], _listed(variants))
-    dataset = _dataset(dataset_dir)
+    dataset = _dataset(dataset_dir, (settings["overrides"] | dict(overrides or {})).get("labelled"))
     chosen = {flag: _chosen(flag, value) for flag, value in (axes or {}).items()}
     grid = read_grid(settings["grid"], chosen, dataset)
     for changes in (settings["overrides"], overrides or {}, *settings["variants"].values()):
@@ -93,11 +94,11 @@ def _configs(bundle: str) -> Path:
     return folder
 
 
-def _dataset(dataset_dir: str) -> Dataset:
-    """The data set, checked once here and not first by the first run."""
+def _dataset(dataset_dir: str, labelled: int | None) -> Dataset:
+    """The data set, checked once here and not first by the first run; no label that the runs do not use is opened."""
     try:
         dataset = read_dataset(dataset_dir)
-        check_dataset(dataset, channels=dataset.channels)
+        check_dataset(keep_labels(dataset, labelled) if labelled else dataset, channels=dataset.channels)
     except DataError as error:
         raise SystemExit(str(error)) from error
     return dataset

@@ -26,7 +26,7 @@ class ConvolutionalNetwork(VNet):
         spatial_dims, in_channels, out_channels, width, norm, dropout: as for :class:`~common.networks.VNet`.
         mamba_stages: which of the five stages end in a block; stage k is a grid ``2 ** (k - 1)`` times coarser than the
             image, so the scans of early stages are long. None of them leaves the plain V-Net.
-        high_pass, scan, d_state, expand: of the blocks.
+        high_pass, cutoff, scan, d_state, expand: of the blocks.
 
     Shape:
         ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
@@ -45,6 +45,7 @@ class ConvolutionalNetwork(VNet):
         dropout: float = 0.0,
         mamba_stages: Sequence[int] = (4, 5),
         high_pass: str = "fft_gaussian",
+        cutoff: float = 0.25,
         scan: str = "bidirectional",
         d_state: int = 8,
         expand: int = 1,
@@ -54,6 +55,6 @@ class ConvolutionalNetwork(VNet):
         super().__init__(spatial_dims, in_channels, out_channels, width, norm, dropout)
         for level in sorted(stage - 1 for stage in mamba_stages):
             block = HighFrequencyMamba(
-                width * 2**level, spatial_dims, high_pass, scan=scan, d_state=d_state, expand=expand
+                width * 2**level, spatial_dims, high_pass, cutoff, scan=scan, d_state=d_state, expand=expand
             )
             self.encoder[level] = nn.Sequential(self.encoder[level], block)

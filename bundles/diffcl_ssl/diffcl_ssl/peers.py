@@ -92,17 +92,21 @@ class DiffusionPeer(Peer):
         super().__init__(network, head)
         if pseudo not in READINGS:
             raise ValueError(f"pseudo must be one of {', '.join(READINGS)}, got {pseudo!r}.")
+        # the steps that the shares stand for: a range may be too narrow to hold any
+        (first, end), (first_pseudo, end_pseudo) = (
+            [round(share * diffusion.steps) for share in shares] for shares in (times, pseudo_times)
+        )
         ordered = all(0 <= low < high <= 1 for low, high in (times, pseudo_times))
-        if not ordered or max(times[0], pseudo_times[0]) >= min(times[1], pseudo_times[1]):
+        if not ordered or max(first, first_pseudo) >= min(end, end_pseudo):
             raise ValueError(
-                "expected times and pseudo_times from low to above it within 0 to 1, with a common part, got "
-                f"{tuple(times)} and {tuple(pseudo_times)}."
+                "expected times and pseudo_times from low to above it within 0 to 1, with a step of the "
+                f"{diffusion.steps} in common, got {tuple(times)} and {tuple(pseudo_times)}."
             )
-        last = int(diffusion.scheduler.timesteps.min()) / diffusion.steps
-        if pseudo == "ddim" and not times[0] <= last:
+        low, high = (int(bound) for bound in diffusion.scheduler.timesteps.aminmax())
+        if pseudo == "ddim" and not first <= low <= high < end:
             raise ValueError(
-                f"ddim goes down to the time {last:g} (of 1), where times {tuple(times)} train nothing: let times "
-                "begin at 0, or take sampling_steps 1."
+                f"ddim goes from step {high} down to {low} of {diffusion.steps}, and times {tuple(times)} do not train "
+                "all of them: take times [0, 1], or sampling_steps 1 and times that end at 1."
             )
         self.diffusion = diffusion
         self.times, self.pseudo_times, self.pseudo = tuple(times), tuple(pseudo_times), pseudo

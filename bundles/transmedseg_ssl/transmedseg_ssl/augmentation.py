@@ -9,7 +9,7 @@ from common.losses import ClassStatistics
 from common.losses.expected_cross_entropy import ExpectedCrossEntropyLoss
 from common.networks.linear_head import find_linear_head
 from common.semi_supervised.bases import Step, Voxels
-from common.semi_supervised.voxels import draw_per_class
+from common.semi_supervised.voxels import draw_per_class, pick
 
 DIRECTIONS = ("source_to_target", "teacher_to_student")
 
@@ -72,7 +72,7 @@ class TransferableAugmentation(nn.Module):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         self._remember(self.student, labelled.features, self._source_labels(labelled), generator)
         self._remember(self.teacher, unlabelled.features, confident, generator)
-        head = find_linear_head(network, self.head)
+        head = find_linear_head(network, self.head, wide=True)
         weight = head.weight.flatten(1)
         if self.direction == "source_to_target":
             logits, labels = labelled.logits, labelled.labels
@@ -106,8 +106,7 @@ class TransferableAugmentation(nn.Module):
             return
         flat = labels.flatten()
         chosen = draw_per_class(flat, len(memory.mean[0]), self.voxels_per_class, generator)
-        rows = features.detach().movedim(1, -1).flatten(0, -2)[chosen]
-        memory.update(rows.float(), flat[chosen])
+        memory.update(pick(features.detach(), chosen).float(), flat[chosen])
         memory.sync()
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ def test_a_run_leaves_a_model_a_report_and_a_log(trained):
     assert {"cases.csv", "summary.md", "superpixels"} <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
     assert sum(name.startswith("overlay_") for name in files) == 1
-    assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt"}
+    assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt", "model.json"}
     assert 0 <= checkpoint["best_metric"] <= 1 and set(model) == set(checkpoint["objects"]["network"])
     lines = (folder / "eval" / "cases.csv").read_text().splitlines()
     assert len(lines) == 1 + 3  # three query scans, one support, one organ, one protocol
@@ -141,7 +141,7 @@ def test_inference_writes_labels_on_the_grid_of_the_image(tmp_path, sample_data,
     source = nib.load(read_dataset(sample_data).validation[0]["image"])
     turned = nib.as_closest_canonical(source).slicer[10:118, 5:125, 3:20]
     nib.save(turned, tmp_path / "query.nii.gz")
-    options = {**NETWORK, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models"),
+    options = {**places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models"),
                "support_dir": str(sample_data / "support"), "images": str(tmp_path / "query.nii.gz")}  # fmt: skip
     run(config_file=str(CONFIGS / "inference.json"), **options)
     found = nib.load(tmp_path / "eval" / "query_seg.nii.gz")

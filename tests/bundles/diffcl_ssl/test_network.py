@@ -79,8 +79,9 @@ def test_a_block_ends_the_stages_asked_for():
 
 
 def test_blocks_get_the_options():
-    (block,) = blocks(make(mamba_stages=[5], high_pass="none", scan="tri_axial", d_state=3, expand=2)).values()
-    assert block.high_pass.kind == "none" and block.spatial_dims == 3
+    options = {"high_pass": "fft_ideal", "cutoff": 0.5, "scan": "tri_axial", "d_state": 3, "expand": 2}
+    (block,) = blocks(make(mamba_stages=[5], **options)).values()
+    assert (block.high_pass.kind, block.high_pass.cutoff) == ("fft_ideal", 0.5) and block.spatial_dims == 3
     assert block.mamba.A_log.shape == (3 * 2 * 64, 3)  # orders, expand, channels; states
     (block,) = blocks(ConvolutionalNetwork(width=4, mamba_stages=[4])).values()
     assert block.high_pass.kind == "fft_gaussian" and block.mamba.A_log.shape == (2 * 32, 8)
@@ -120,19 +121,20 @@ def test_scripted_it_runs_in_a_fresh_process_at_other_sizes(tmp_path):
     """Neither the project nor what it compiles can be loaded there."""
     network = awake(dropout=0.3).eval()
     for layer in network.modules():
-        if isinstance(layer, nn.InstanceNorm3d):
+        if isinstance(layer, nn.GroupNorm):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
     images = [noise(2, 1, 16, 16, 16), noise(1, 1, 20, 33, 7)]
     scripted = torch.jit.script(network)
     with torch.no_grad():
         expected = [network(image) for image in images]
-        torch.testing.assert_close(scripted(images[0]), expected[0], rtol=1e-4, atol=1e-5)
+        # norms of so few voxels enlarge rounding: eager and float64 differ by 2e-4 of logits up to 4
+        torch.testing.assert_close(scripted(images[0]), expected[0], rtol=1e-4, atol=1e-3)
     files = [tmp_path / name for name in ("network.ts", "images.pt", "logits.pt")]
     scripted.save(files[0])
     torch.save(images, files[1])
     subprocess.run([sys.executable, "-I", "-c", LOAD, *files], check=True, cwd=tmp_path, timeout=600)
     found = torch.load(files[2], weights_only=True)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("stages", [[0], [6], [4, 4], [-1, 5]])

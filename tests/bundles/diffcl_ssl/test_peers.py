@@ -125,17 +125,19 @@ def test_the_network_is_in_the_state_once_under_the_same_names_in_a_wrapper():
 @pytest.mark.parametrize(
     "ranges",
     [{"times": (0.0, 0.4)}, {"times": (0.5, 0.5)}, {"times": (-0.1, 1.0)}, {"pseudo_times": (0.5, 1000)},
-     {"times": (0.0, 0.5), "pseudo_times": (0.5, 1.0)}],
+     {"times": (0.0, 0.5), "pseudo_times": (0.5, 1.0)}, {"times": (0.0, 0.5), "pseudo_times": (0.498, 1.0)}],
 )  # fmt: skip
 def test_ranges_without_reliable_images_are_refused(ranges):
-    with pytest.raises(ValueError, match="from low to above it within 0 to 1, with a common part, got"):
+    with pytest.raises(ValueError, match="from low to above it within 0 to 1, with a step of the 100 in common, got"):
         make(**ranges)
 
 
-def test_sampling_below_the_trained_times_is_refused():
-    with pytest.raises(ValueError, match=r"down to the time 0.24 \(of 1\), where times \(0.5, 1.0\) train nothing"):
-        make(pseudo="ddim", times=(0.5, 1.0))
-    make(pseudo="ddim", times=(0.2, 1.0))
+@pytest.mark.parametrize("times", [(0.5, 1.0), (0.25, 1.0), (0.0, 0.5), (0.0, 0.99)])
+def test_sampling_at_times_that_are_not_trained_is_refused(times):
+    with pytest.raises(ValueError) as error:
+        make(pseudo="ddim", times=times, pseudo_times=(0.3, 1.0))
+    assert f"from step 99 down to 24 of 100, and times {times} do not train all of them" in str(error.value)
+    make(pseudo="ddim", times=(0.24, 1.0))
 
 
 def test_bad_input_is_refused():

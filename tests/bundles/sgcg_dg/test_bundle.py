@@ -73,7 +73,7 @@ def test_a_run_leaves_a_model_a_report_and_a_log(trained, sample_data):
     assert {"cases.csv", "summary.md", "features.png"} <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
     assert sum(name.startswith("overlay_") for name in files) == 1
-    assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt"}
+    assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt", "model.json"}
     assert 0 <= checkpoint["best_metric"] <= 1 and set(model) == set(checkpoint["objects"]["network"])
     UNet(width=4).load_state_dict(model)  # what is deployed, and nothing of training
     rows, dataset = rows_of(folder), read_dataset(sample_data)
@@ -121,7 +121,7 @@ def infer(folder, sample_data, trained, suffix):
     """The label map that inference.json writes, and the logits of the network: both with rows first."""
     pixels = np.asarray(Image.open(read_dataset(sample_data).validation[0]["image"]))[:100, :].repeat(2, axis=1)
     Image.fromarray(pixels).save(folder / f"eye{suffix}", quality=95)
-    options = {**NETWORK, **places(folder, sample_data), "ckpt_dir": str(trained[0] / "models"),
+    options = {**places(folder, sample_data), "ckpt_dir": str(trained[0] / "models"),
                "images": str(folder / f"eye{suffix}"), "protocol": {"largest_component": False}}  # fmt: skip
     run(config_file=str(CONFIGS / "inference.json"), **options)
     network = UNet(width=4)
@@ -150,7 +150,7 @@ def test_inference_writes_labels_on_the_grid_of_the_photograph(tmp_path, sample_
     clear = smooth == rough  # not at an edge, which depends on how logits are enlarged
     assert clear.mean() > 0.8 and np.array_equal(found[clear], smooth[clear])
     ((_, image, truth, prediction, labels, _, name),) = drawn
-    assert name == "eye" and labels == {1: "rim", 2: "cup"} and truth is None
+    assert name == "eye" and labels == read_dataset(sample_data).labels and truth is None
     assert image.shape == (100, 256, 1, 3) and np.array_equal(np.squeeze(prediction), found)
 
 
@@ -162,7 +162,7 @@ def test_inference_enlarges_logits_as_the_report_does(tmp_path, sample_data, tra
 
 def test_inference_draws_what_it_found(tmp_path, sample_data, trained):
     """All of dataset.json's validation, when no image is named."""
-    options = {**NETWORK, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
+    options = {**places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
     run(config_file=str(CONFIGS / "inference.json"), **options)
     cases = {item["case"] for item in read_dataset(sample_data).validation}
     assert len(cases) == 8
@@ -210,9 +210,8 @@ def test_overlays_name_only_keys_of_train_json():
         assert all(setting.keys() - {"config"} <= known for setting in settings)
 
 
-def test_inference_has_the_regions_and_the_preprocessing_of_training():
+def test_inference_has_the_preprocessing_of_training():
     train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
-    assert inference["regions"] == train["regions"]
     own, scored = inference["preprocessing"]["transforms"], train["validate"]["preprocessing"]["transforms"]
     assert own[2] == scored[3] and own[2]["_target_"] == "ScaleIntensityRanged"
     assert [step["_target_"] for step in own[:2]] == [step["_target_"] for step in scored[:2]]

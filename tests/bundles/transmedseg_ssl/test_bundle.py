@@ -53,7 +53,7 @@ def test_volumes(bundle, tmp_path):
     rows = bundle.rows(tmp_path)
     assert len(rows) == 2 * 2 and all(float(row["truth_ml"]) > 0 for row in rows)
     image = read_dataset(bundle.data).training[0]["image"]
-    bundle.infer(tmp_path, overlay=["volume_inference"], images=image, **sizes)
+    bundle.infer(tmp_path, overlay=["volume_inference"], images=image)
     found, shown = nib.load(tmp_path / "eval" / "training_1_seg.nii.gz"), nib.load(image)
     assert found.shape == shown.shape and set(np.unique(found.dataobj)) <= {0, 1, 2}
     np.testing.assert_allclose(found.affine, shown.affine, atol=1e-4)

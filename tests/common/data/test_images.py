@@ -35,6 +35,17 @@ def test_photographs_and_other_files_of_a_folder(tmp_path):
     assert [item["case"] for item in list_images("unused", str(tmp_path), channels=3)] == ["b", "x.y"]
 
 
+def test_images_of_one_name_are_refused_together(tmp_path):
+    files = [tmp_path / case / name for case in ("p1", "p2") for name in ("ed.nii.gz", "es.nii", f"{case}.nii.gz")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2), np.eye(4)), file)
+    with pytest.raises(DataError) as error:
+        list_images("unused", [str(file) for file in files])
+    assert f"ed: {files[0]}, {files[3]}; es: {files[1]}, {files[4]}. Segment" in str(error.value)
+    assert len(list_images("unused", [str(file) for file in files[1:4]])) == 3
+
+
 def test_nothing_to_segment_and_all_damaged_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image to segment: expected NIfTI.*empty; set images or dataset_dir"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from common.engine import BestModelSaver, load_checkpoint
+from common.engine import BestModelSaver, load_checkpoint, read_record, read_settings
 
 NAN = float("nan")
 
@@ -35,6 +35,8 @@ def test_the_flat_weights_of_the_best_epoch(build, tmp_path, metric, best):
     assert list(saved) == list(run.network.state_dict())
     torch.testing.assert_close(saved, dict(seen[best]), rtol=0, atol=0)
     assert not torch.equal(seen[1]["0.weight"], seen[2]["0.weight"])
+    validated = any(value == value for value in metric.values())
+    assert read_record(run.model)["selection"] == ("validation" if validated else "last")
 
 
 @pytest.mark.parametrize("options", [{"metric": {}}, {"interval": 9}])
@@ -42,7 +44,7 @@ def test_without_any_validation_the_last_weights(build, tmp_path, options, caplo
     run = build(tmp_path, max_epochs=2, **options)
     run.trainer.run()
     torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
-    assert "no validation metric" in caplog.text
+    assert "no validation metric" in caplog.text and read_record(run.model)["selection"] == "last"
 
 
 def test_without_an_evaluator_the_last_weights(build, tmp_path):
@@ -118,6 +120,7 @@ def test_last_weights_whatever_validation_says(build, tmp_path, metric, caplog):
     run.trainer.run()
     torch.testing.assert_close(load_checkpoint(path), dict(seen[3]), rtol=0, atol=0)
     assert there == [False, False, False]  # nothing that validation may have chosen
+    assert read_record(path)["selection"] == "last"
     assert str(path) not in caplog.text  # as asked for: nothing to warn of
 
 
@@ -142,3 +145,26 @@ def test_a_resumed_run_with_nothing_left_leaves_the_last_weights(build, tmp_path
 def test_another_selection_is_refused(tmp_path):
     with pytest.raises(ValueError, match="selection must be one of .*validation.*last.*, got 'test'"):
         BestModelSaver(tmp_path / "model.pt", torch.nn.Linear(1, 1), selection="test")
+
+
+# --- the record beside the model ---
+
+
+def test_settings_lie_beside_the_model(build, tmp_path):
+    settings = {"labels": {1: "wall"}, "zoom": [0.5, 1.0], "norm": None}
+    run = build(tmp_path, max_epochs=1)
+    BestModelSaver(tmp_path / "other.pt", run.network, settings=settings).attach(run.trainer)
+    run.trainer.run()
+    assert read_settings(tmp_path / "other.pt") == settings | {"labels": {"1": "wall"}}
+    assert read_settings(run.model) == {} and read_record(run.model)["selection"] == "validation"
+
+
+def test_of_a_model_from_elsewhere_nothing_is_known(tmp_path):
+    assert read_record(tmp_path / "model.pt") == {"selection": None, "settings": {}}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"selection": "last"}', '{"selection": "last", "settings": 3}'])
+def test_a_record_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(ValueError, match="model.json: expected the `selection` and `settings` of a training, found"):
+        read_record(tmp_path / "model.pt")

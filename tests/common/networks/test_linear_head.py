@@ -68,7 +68,7 @@ def test_networks_of_monai(dims):
     assert logits.shape[1] == 3 and features.shape == (2, 6, *[32] * dims)
     torch.testing.assert_close(logits_of(features, network.final_conv), logits)
     with pytest.raises(ValueError, match="Conv.d 3 -> 3, with no more inputs than outputs"):  # 1x1, but of the logits
-        find_linear_head(VNet(dims, 1, 3), "out_tr.conv2")
+        find_linear_head(VNet(dims, 1, 3), "out_tr.conv2", wide=True)
 
 
 def test_inside_the_wrappers_for_several_gpus(tmp_path):
@@ -114,8 +114,6 @@ def test_the_hook_goes_even_on_error(failing):
         (nn.Conv2d(8, 2, 1, padding=1), r"padding \(1, 1\)"),
         (nn.ConvTranspose2d(8, 2, 1), "that is ConvTranspose2d"),
         (nn.Sequential(nn.Conv2d(8, 2, 1)), "that is Sequential"),
-        (nn.Conv2d(8, 8, 1), "Conv2d 8 -> 8, with no more inputs than outputs"),
-        (nn.Conv2d(8, 9, 1), "Conv2d 8 -> 9, with no more inputs than outputs"),
     ],
 )
 def test_other_layers_are_refused_by_name(head, found):
@@ -124,8 +122,19 @@ def test_other_layers_are_refused_by_name(head, found):
     assert error.match(found)
 
 
+@pytest.mark.parametrize("classes", [8, 9])
+def test_a_head_of_no_more_features_than_classes_is_refused_where_more_are_asked_for(classes):
+    network = Net(nn.Conv2d(8, classes, 1))
+    assert find_linear_head(network, "head") is network.head
+    logits, _ = forward_with_features(network, torch.randn(1, 1, 4, 4), "head")
+    assert logits.shape[1] == classes
+    text = f"'head' of Net is Conv2d 8 -> {classes}, with no more inputs than outputs: give the network more channels"
+    with pytest.raises(ValueError, match=text):
+        find_linear_head(network, "head", wide=True)
+
+
 def test_the_error_names_the_layers_that_would_do():
-    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 1))
+    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 8, 1))
     network = Net(nn.Sequential(nn.Conv2d(8, 2, 1, padding="same")), body)
     kind = "Layers of that kind: 'body.1', Conv2d 16 -> 8; 'head.0', Conv2d 8 -> 2."
     for name, found in (("outconv", "it has no such layer"), ("head", "that is Sequential"), ("", "that is Net")):

@@ -45,10 +45,14 @@ def test_without_a_compiler_the_plain_operations_serve_silently(used, inputs, ca
 def test_automatic_on_cuda(used, absent, name, caplog):
     dispatch._warn_of_fallback.cache_clear()
     used.absent.update(dict.fromkeys(absent, "broken"))
-    assert [dispatch._automatic("cuda", torch.float32) for _ in range(2)] == [name] * 2
+    assert [dispatch._automatic("cuda", torch.float32, 16) for _ in range(2)] == [name] * 2
     assert len(caplog.records) == (name == "torch")  # once, with the reasons
     assert name != "torch" or "mamba_ssm: broken; triton: broken" in caplog.text
-    assert dispatch._automatic("cuda", torch.float64) == "torch"
+    assert dispatch._automatic("cuda", torch.float64, 16) == "torch"
+
+
+def test_automatic_leaves_more_states_than_mamba_ssm_takes_to_triton(used):
+    assert [dispatch._automatic("cuda", torch.float32, states) for states in (256, 257)] == ["mamba_ssm", "triton"]
 
 
 def test_explicit_over_environment_over_automatic(used, inputs, monkeypatch):

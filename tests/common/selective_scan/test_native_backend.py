@@ -99,6 +99,20 @@ def test_a_broken_library_is_the_reason(fresh):
     assert "OSError" in load()
 
 
+@pytest.mark.parametrize("kind", [{"device": "meta"}, {"dtype": torch.float64}])
+def test_it_is_found_whatever_the_default_device_and_dtype(native, kind):
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    native.unavailable.cache_clear()
+    try:
+        torch.set_default_device(kind.get("device", device))
+        torch.set_default_dtype(kind.get("dtype", dtype))
+        assert native.unavailable() is None
+    finally:
+        torch.set_default_device(device)
+        torch.set_default_dtype(dtype)
+        native.unavailable.cache_clear()
+
+
 def test_compiled_once_in_a_private_folder(fresh):
     folder = fresh('for last; do :; done; echo library > "$last"')
     file = native_build._compiled(str(folder.parents[1] / "bin" / "g++"))

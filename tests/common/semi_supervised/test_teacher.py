@@ -5,11 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 from torch import nn
 
 from common.engine import ObjectiveTrainer
-from common.semi_supervised.teacher import MeanTeacher, TeacherUpdate
+from common.semi_supervised.bases import Supervised
+from common.semi_supervised.objective import SemiSupervisedObjective
+from common.semi_supervised.teacher import MeanTeacher, TeacherUpdate, choose_network
 
 
 def make_student(norm=True, dropout=0.0):
@@ -177,7 +180,7 @@ class Halving(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen, self.base = [], Supervised("head")
 
     def forward(self, network, batch):
         return batch["image"], {"loss": network.weight.square().sum() / 2}
@@ -200,3 +203,27 @@ def test_the_teacher_is_updated_after_each_step_of_the_optimizer():
     trainer.run()
     assert objective.seen == [4.0, 2.0]
     assert at_end == [1, 2]
+
+
+@pytest.mark.parametrize(("start", "needed", "warned"), [(3, True, True), (2, True, False), (3, False, False)])
+def test_a_run_that_ends_before_the_teacher_begins_says_so(caplog, start, needed, warned):
+    network, base = nn.Linear(1, 1), nn.Module()
+    base.needs_teacher, base.start = needed, lambda total: start
+    objective = SemiSupervisedObjective(base, MeanTeacher(network), total_steps=10)
+    engine = Engine(lambda engine, batch: objective.update_teacher(network))
+    engine.network = network
+    engine.register_events(*IterationEvents)
+    TeacherUpdate(objective).attach(engine)
+    engine.run([0, 0])
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    assert ("ended after 2 updates, before the teacher begins at 3" in caplog.text) == warned
+
+
+def test_the_network_to_save():
+    student = nn.Linear(1, 1)
+    teacher = MeanTeacher(student)
+    assert choose_network("student", "bcp", student, teacher) is student
+    assert choose_network("teacher", "bcp", student, teacher) is teacher.network
+    assert choose_network("teacher", "supervised", student, teacher) is student
+    with pytest.raises(ValueError, match="inference_network must be student or teacher, got 'Student'"):
+        choose_network("Student", "bcp", student, teacher)

@@ -12,7 +12,8 @@ import pytest
 TRAIN = {
     "bundle_root": {"_target_": "toy_bundle.bundle_root"},
     "dataset_dir": ".", "ckpt_dir": "models", "output_dir": "eval",
-    "seed": 0, "resume": False, "max_epochs": 1, "fold": 0, "novel_labels": [1], "target": "", "section": {"depth": 1},
+    "seed": 0, "resume": False, "max_epochs": 1, "fold": 0, "novel_labels": [1], "target": "", "labelled": None,
+    "section": {"depth": 1},
     "score": {"_target_": "toy_bundle.Score", "gain": 0.0, "note": "plain"},
     "run": ["$@score(@ckpt_dir, @output_dir, @resume, @seed, @fold, @novel_labels, @target)"],
 }  # fmt: skip

@@ -137,6 +137,12 @@ def test_bad_data_is_reported_once_and_nothing_runs(command, data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_label_is_opened_that_the_runs_do_without(command, data, tmp_path):
+    (data / "label_2.nii.gz").write_bytes(b"damaged")
+    command(overrides={"labelled": 2})
+    assert (tmp_path / "out" / "table.md").is_file()
+
+
 def test_an_unknown_bundle_names_those_there_are(command):
     with pytest.raises(SystemExit, match="expected one of toy_bundle, found toy"):
         compare("toy", "data")
