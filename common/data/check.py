@@ -50,8 +50,6 @@ class _Rules:
     labels: dict[int, str]
     channels: int | None
     affine_tolerance: float
-    fill_nonfinite: bool
-    min_slices: int
 
 
 class _Findings:
@@ -75,11 +73,11 @@ class _Findings:
             raise DataError.of(self.errors, where)
 
 
-def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None = 1, affine_tolerance: float = 0.1,
-                fill_nonfinite: bool = False, min_slices: int = 1) -> list[CaseFacts]:
+def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None = 1, affine_tolerance: float = 0.1
+                ) -> list[CaseFacts]:
     """Check images, and labels where a case has one; each file is read once, one case at a time.
 
-    Warns, once for all cases, of constant images, of labels with background only and of filled voxels.
+    Warns, once for all cases, of constant images and of labels with background only.
 
     Args:
         cases: items ``{"image", "case"}`` with an optional ``"label"``.
@@ -88,8 +86,6 @@ def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None 
             they come.
         affine_tolerance: how far apart image and label may place a corner of the volume, in the image's smallest
             voxel edge.
-        fill_nonfinite: the caller replaces NaN and Inf by finite values: warn with their count instead of refusing.
-        min_slices: the least length of an image's third axis.
 
     Returns:
         the facts of each case, in the order of ``cases``.
@@ -97,14 +93,14 @@ def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None 
     Raises:
         DataError: with one line for each problem of each case.
     """
-    rules, findings = _Rules(labels, channels, affine_tolerance, fill_nonfinite, min_slices), _Findings()
+    rules, findings = _Rules(labels, channels, affine_tolerance), _Findings()
     facts = _check_all({"": cases}, rules, findings)
     findings.report(f"{len(cases)} case{'s' * (len(cases) != 1)}")
     return facts[""]
 
 
-def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: float = 0.1,
-                  fill_nonfinite: bool = False, min_slices: int = 1) -> dict[str, list[CaseFacts]]:
+def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: float = 0.1
+                  ) -> dict[str, list[CaseFacts]]:
     """Check all splits as :func:`check_cases` does, and that none shares a case or an image with another split or fold.
 
     Args:
@@ -116,7 +112,7 @@ def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: 
     Raises:
         DataError: with one line for each problem of each case, and when no case of ``training`` is labelled.
     """
-    rules, findings = _Rules(dataset.labels, channels, affine_tolerance, fill_nonfinite, min_slices), _Findings()
+    rules, findings = _Rules(dataset.labels, channels, affine_tolerance), _Findings()
     file = dataset.directory / "dataset.json"
     splits = {split: getattr(dataset, split) for split in SPLITS}
     if not dataset.training:
@@ -218,9 +214,7 @@ def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | 
     case, file = item["case"], item["image"]
     if not _check_channels(voxels, case, file, rules.channels, findings):
         return None
-    if voxels.shape[2] < rules.min_slices:
-        findings.refuse(case, file, f"at least {rules.min_slices} slices", f"{voxels.shape[2]}", "leave the case out")
-    voxels = _check_finite(voxels, case, file, rules, findings)
+    voxels = _check_finite(voxels, case, file, findings)
     # channel by channel: numpy reduces a short last axis twenty times slower
     channels = [voxels[..., i] for i in range(voxels.shape[3])] if voxels.ndim == 4 else [voxels]
     if any(channel.min() == channel.max() for channel in channels):
@@ -241,22 +235,22 @@ def _check_channels(voxels: np.ndarray, case: str, file: str, wanted: int | None
                         f"{todo.get(wanted, 'convert it')}, or set in_channels")
         return False
     form = {None: "3 axes, or 4 axes, the last of 3 channels", 1: "3 axes"}
+    todo = f"give the network's {wanted or '1 or 3'} channel(s) in one file, or set in_channels"
+    if voxels.ndim == 2:
+        todo = "give a single slice a third axis of length 1"
     findings.refuse(case, file, form.get(wanted, f"4 axes, the last of {wanted} channels"), f"shape {voxels.shape}",
-                    f"give the network's {wanted or '1 or 3'} channel(s) in one file, or set in_channels")
+                    todo)
     return False
 
 
-def _check_finite(voxels: np.ndarray, case: str, file: str, rules: _Rules, findings: _Findings) -> np.ndarray:
+def _check_finite(voxels: np.ndarray, case: str, file: str, findings: _Findings) -> np.ndarray:
     if voxels.dtype.kind != "f":
         return voxels
     bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     if bad == 0:
         return voxels
     found = f"{bad} of {voxels.size} that are NaN or Inf"
-    if rules.fill_nonfinite:
-        findings.doubt(case, file, "finite voxels", found, "they are filled in")
-    else:
-        findings.refuse(case, file, "finite voxels", found, "repair the image, or allow them to be filled in")
+    findings.refuse(case, file, "finite voxels", found, "repair the image: numpy.nan_to_num gives each a value")
     return np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from common.data import CaseFacts, DataError, Dataset, check_dataset, read_dataset
 from common.data.draws import endless, one_thread, plain, slices
+from common.data.photograph import is_photograph
 
 logger = logging.getLogger(__name__)
 FEW = 2  # fewer labelled cases that show a class are worth a warning
@@ -61,6 +62,10 @@ def read_semi_supervised(
             "add images to `unlabeled`, keep fewer labels (`labelled`), or train on labels alone (`base: supervised`)."
         )
     facts = check_dataset(dataset, channels=channels)
+    flat = [fact.image for split in facts.values() for fact in split if is_photograph(fact.image)]
+    if flat and spatial_dims == 3:
+        raise DataError(f"{len(flat)} photographs, such as {flat[0]}: expected volumes; train on slices (spatial_dims "
+                        "2), as transmedseg_ssl does by default")  # fmt: skip
     _warn_of_rare_classes(dataset, facts["training"])
     return {
         "training": dataset.training,

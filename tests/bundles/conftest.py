@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser, run
 from monai.utils import set_determinism
+from PIL import Image
 
 from common.data.write import Case, write_dataset
 from common.engine import load_checkpoint
@@ -90,6 +91,21 @@ class TinyBundle:
         counts = {"training": training, "unlabeled": unlabeled, "validation": validation, "test": test}
         splits = {kind: cases(kind, count) for kind, count in counts.items()}
         return write_dataset(directory, "nested", {"0": "MRI"}, LABELS, **splits)
+
+    @staticmethod
+    def write_photographs(folder):
+        """A data set of grey images, their rows first as files of that kind have them."""
+        labels = {"0": "background"} | {str(label): name for label, name in LABELS.items()}
+        index = {"name": "nested", "modality": {"0": "US"}, "labels": labels}
+        folder.mkdir()
+        for split in ("training", "unlabeled", "validation"):
+            index[split] = [{"image": f"{split}_{i}.png", "label": f"{split}_{i}_label.png"} for i in (1, 2)]
+            for item in index[split]:
+                for key, array in zip(("image", "label"), draw_nested(item["image"], (40, 56, 1), 2), strict=True):
+                    Image.fromarray(array[..., 0]).save(folder / item[key])
+        index["unlabeled"] = [{"image": item["image"]} for item in index["unlabeled"]]
+        (folder / "dataset.json").write_text(json.dumps(index))
+        return folder
 
     def config(self, *names):
         return [str(self.configs / f"{name}.json") for name in names]

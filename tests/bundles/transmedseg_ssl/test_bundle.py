@@ -4,9 +4,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.data import read_dataset
-from common.engine import load_checkpoint
+from common.engine import load_checkpoint, root_cause
 
 pytestmark = pytest.mark.usefixtures("restored")
 
@@ -42,6 +43,30 @@ def test_every_base_trains_in_both_directions(bundle, tmp_path, base):
         assert min(float(row["dice"]) for row in bundle.rows(tmp_path / direction)) > 0.1
         models.append(model["final_conv.weight"])
     assert torch.equal(*models) == (base == "supervised")
+
+
+def test_photographs(bundle, tmp_path):
+    """They are slices: trained on, scored in pixels, and segmented into files of their own kind and size."""
+    data = bundle.write_photographs(tmp_path / "set")
+    bundle.train(tmp_path, data, pretrain=0.0, iterations_per_epoch=10, val_interval=4, distances=True)
+    rows = bundle.rows(tmp_path)
+    assert np.mean([float(row["dice"]) for row in rows]) > 0.7 and all(row["hd95_px"] for row in rows)
+    bundle.infer(tmp_path, data, output_ext=".png")
+    for name in ("validation_1", "validation_2"):
+        files = tmp_path / "eval" / f"{name}_seg.png", data / f"{name}_label.png"
+        found, truth = (np.asarray(Image.open(file)) for file in files)
+        dice = [2 * ((found == k) & (truth == k)).sum() / ((found == k).sum() + (truth == k).sum()) for k in (1, 2)]
+        scored = [float(row["dice"]) for row in rows if row["case"] == name]
+        assert found.shape == truth.shape and found.dtype == np.uint8
+        np.testing.assert_allclose(dice, scored, atol=1e-3)
+
+
+def test_photographs_are_no_volumes(bundle, tmp_path):
+    data = bundle.write_photographs(tmp_path / "set")
+    with pytest.raises(RuntimeError) as error:
+        bundle.train(tmp_path, data, overlay=["volume"], patch_size=[32, 32, 16])
+    text = str(root_cause(error.value))
+    assert "6 photographs, such as" in text and "expected volumes; train on slices (spatial_dims 2)" in text
 
 
 def test_volumes(bundle, tmp_path):

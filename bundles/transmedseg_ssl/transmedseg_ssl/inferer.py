@@ -1,0 +1,22 @@
+"""Whole scans through a network of slices, and photographs, which are one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai import inferers
+
+
+class SliceInferer(inferers.SliceInferer):
+    """MONAI's, which refuses images of two axes: these go through its sliding window as they are.
+
+    Shape:
+        ``(B, C, H, W, S)``, slice by slice along S, or ``(B, C, H, W)``; to logits ``(B, K, ...)`` of the same size.
+    """
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if inputs.ndim == 4:
+            return inferers.SlidingWindowInferer.__call__(self, inputs, network, *args, **kwargs)
+        return super().__call__(inputs, network, *args, **kwargs)
