@@ -7,18 +7,25 @@ from pathlib import Path
 
 from .check import check_cases
 from .dataset import DataError, file_stem, read_dataset
+from .photograph import is_photograph
 
 SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
 
 
-def list_images(dataset_dir: str, images: str | Sequence[str] | None = None, channels: int = 1) -> list[dict[str, str]]:
+def list_images(
+    dataset_dir: str, images: str | Sequence[str] | None = None, channels: int = 1, photographs: bool | None = None
+) -> list[dict[str, str]]:
     """Checked items ``{"image", "case"}`` of ``images`` (a file, a folder, a list).
 
     Without ``images`` they are those of dataset.json's ``validation`` and ``test``.
 
+    Args:
+        channels: of an image.
+        photographs: true takes photographs alone, false scans alone, null both.
+
     Raises:
-        DataError: no image, damaged ones, or several of one file name, whose label maps would take each other's place;
-            all of them in one error.
+        DataError: no image, those of the other kind, damaged ones, or several of one file name, whose label maps would
+            take each other's place; all of them in one error.
     """
     if images is None:
         dataset = read_dataset(dataset_dir)
@@ -32,6 +39,11 @@ def list_images(dataset_dir: str, images: str | Sequence[str] | None = None, cha
             f"no image to segment: expected NIfTI, PNG or JPEG files in {images or dataset_dir}; set images or "
             "dataset_dir."
         )
+    wrong = [case["image"] for case in cases if photographs is not None and is_photograph(case["image"]) != photographs]
+    if wrong:
+        raise DataError(f"{len(wrong)} images, such as {wrong[0]}: expected " + (
+            "photographs (PNG, JPEG): for scans put volume_inference.json over inference.json" if photographs else
+            "scans (NIfTI): leave volume_inference.json out for photographs"))  # fmt: skip
     _refuse_equal_names([case["image"] for case in cases])
     check_cases(cases, {}, channels=channels)
     return cases

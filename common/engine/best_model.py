@@ -85,7 +85,7 @@ class BestModelSaver:
             self._save(trainer, "last")
             return
         validated = self.evaluator is not None and self.evaluator.state.best_metric_epoch != -1
-        if validated and self.path.is_file():
+        if validated and self.path.is_file() and read_record(self.path)["selection"] == "validation":
             return
         logger.warning("%s in this run: the last weights go to %s.",
                        f"no best model at {self.path}" if validated else "no validation metric", self.path)

@@ -41,7 +41,7 @@ def read_semi_supervised(
             ``unlabeled``. null keeps all. A case with several images (time points) counts once.
         need_unlabeled: false where nothing is learnt from unlabelled cases.
         spatial_dims, patch_size, zoom: of the training: 2 for slices; one length an axis of these; a number, or one for
-            each of a scan's three axes.
+            each axis of an image.
 
     Returns:
         ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label) and
@@ -51,7 +51,6 @@ def read_semi_supervised(
         ValueError: ``patch_size`` or ``zoom`` does not fit.
         DataError: with every problem of the files; ``labelled`` does not fit; there is no unlabelled case.
     """
-    _check_sizes(spatial_dims, patch_size, zoom)
     dataset = read_dataset(dataset_dir)
     file = dataset.directory / "dataset.json"
     if labelled is not None:
@@ -62,6 +61,7 @@ def read_semi_supervised(
             "add images to `unlabeled`, keep fewer labels (`labelled`), or train on labels alone (`base: supervised`)."
         )
     facts = check_dataset(dataset, channels=channels)
+    _check_sizes(spatial_dims, patch_size, zoom, [fact.image for split in facts.values() for fact in split])
     flat = [fact.image for split in facts.values() for fact in split if is_photograph(fact.image)]
     if flat and spatial_dims == 3:
         raise DataError(f"{len(flat)} photographs, such as {flat[0]}: expected volumes; train on slices (spatial_dims "
@@ -76,15 +76,20 @@ def read_semi_supervised(
     }
 
 
-def _check_sizes(spatial_dims: int, patch_size: Sequence[int], zoom: float | Sequence[float]) -> None:
+def _check_sizes(
+    spatial_dims: int, patch_size: Sequence[int], zoom: float | Sequence[float], images: Sequence[str]
+) -> None:
+    """Raises ValueError: lengths that the network and the images have no axes for."""
     problems = []
-    if len(patch_size) != spatial_dims or min(patch_size) < 1:
+    lengths = list(patch_size) if isinstance(patch_size, Sequence) else [patch_size]
+    if len(lengths) != spatial_dims or min(lengths) < 1:
         kind = "slices" if spatial_dims == 2 else "volumes"
         problems.append(f"patch_size: expected {spatial_dims} lengths for {kind} (spatial_dims {spatial_dims}), "
-                        f"found {list(patch_size)}")  # fmt: skip
-    factors = [zoom] * 3 if isinstance(zoom, (int, float)) else list(zoom)
-    if len(factors) != 3 or min(factors) <= 0:
-        problems.append(f"zoom: expected a number above 0, or three, one for each axis of a scan, found {zoom}")
+                        f"found {patch_size}")  # fmt: skip
+    axes = 2 if any(map(is_photograph, images)) else 3
+    factors = list(zoom) if isinstance(zoom, Sequence) else [zoom] * axes
+    if len(factors) != axes or min(factors) <= 0:
+        problems.append(f"zoom: expected a number above 0, or {axes}, one for each axis of an image, found {zoom}")
     if problems:
         raise ValueError("; ".join(problems))
 

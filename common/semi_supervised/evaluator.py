@@ -28,8 +28,8 @@ SELECTIONS = {
     "validation": "the best on `validation` (selection: validation)",
     None: "from elsewhere, how it was chosen is not known",
 }
-OPTIMISTIC = ("These figures are optimistic: the checkpoint was chosen by the very cases that are scored. Labelled "
-              "cases in `test` give honest ones.")  # fmt: skip
+OPTIMISTIC = ("The checkpoint was chosen by the validation cases of its training: figures of those are optimistic. "
+              "Labelled cases in `test` give honest ones.")  # fmt: skip
 
 
 # of a largest_component: what the summary says, and whether each of its filters takes the structures one by one

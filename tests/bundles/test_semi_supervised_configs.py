@@ -35,9 +35,9 @@ def test_the_config_has_all_that_monai_asks_of_it(bundle, tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "overlays", "shape", "sizes"), NETWORKS)
-def test_the_network_takes_and_gives_what_metadata_says(tiny_bundle, name, overlays, shape, sizes):
-    bundle = tiny_bundle(name)
-    verify_net_in_out("network_def", bundle.meta, bundle.config("inference", *overlays), device="cpu", **shape)
+def test_the_network_takes_and_gives_what_metadata_says(tiny_bundle, tmp_path, name, overlays, shape, sizes):
+    bundle, files = tiny_bundle(name), tiny_bundle(name).config("inference", *overlays)
+    verify_net_in_out("network_def", bundle.meta, files, device="cpu", ckpt_dir=str(tmp_path), **shape)
 
 
 @pytest.mark.parametrize(("name", "overlays", "shape", "sizes"), NETWORKS)
@@ -45,7 +45,7 @@ def test_the_exported_network_equals_the_eager_one(tiny_bundle, tmp_path, name, 
     bundle = tiny_bundle(name)
     files = bundle.config("inference", *overlays)
     parser = ConfigParser(ConfigParser.load_config_files(files))
-    parser["width"] = 8
+    parser["width"], parser["ckpt_dir"] = 8, str(tmp_path)  # no model there
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").eval()
     for parameter in network.parameters():  # none of them as it starts: some parts do nothing then
@@ -53,7 +53,8 @@ def test_the_exported_network_equals_the_eager_one(tiny_bundle, tmp_path, name, 
     save_atomic(network.state_dict(), tmp_path / "model.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        ckpt_export("network_def", str(tmp_path / "model.ts"), str(tmp_path / "model.pt"), bundle.meta, files, width=8)
+        ckpt_export("network_def", str(tmp_path / "model.ts"), str(tmp_path / "model.pt"), bundle.meta, files, width=8,
+                    ckpt_dir=str(tmp_path))
         loaded = torch.jit.load(tmp_path / "model.ts")
     for size in sizes:
         image = torch.rand(size)

@@ -21,7 +21,8 @@ def scan(repeats: int) -> list[dict]:
     """Forward, and forward + backward, of B = 2, D = 64, N = 16 with all options, float32; errors against float64.
 
     An error is the largest difference, divided by the largest value of what is compared. The floor of a time is that
-    of a copy of as many bytes as must be read and written: all inputs and outputs once.
+    of a copy of as many bytes as must be read and written: the inputs and the output; with the backward the inputs and
+    the output's gradient once more, and the inputs' gradients.
     """
     threads, there = torch.get_num_threads(), available_backends()
     torch.set_num_threads(1)
@@ -54,8 +55,8 @@ def _compare(length: int, names: list[str], device: str, rate: float, repeats: i
                 seconds = _seconds(part, device)
                 if repeat > 0:
                     best[name][i] = min(best[name][i], seconds)
-    read = sum(map(_bytes, inputs))
-    floors = [(read + _bytes(slope)) / rate, (2 * read + 2 * _bytes(slope) + read) / rate]
+    given, got = sum(map(_bytes, inputs)), _bytes(slope)
+    floors = [(given + got) / rate, (3 * given + 2 * got) / rate]
     rows = []
     for name in names:
         found = [x.cpu() for x in runs[name][1]()]

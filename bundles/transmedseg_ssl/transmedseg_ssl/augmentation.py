@@ -61,6 +61,10 @@ class TransferableAugmentation(nn.Module):
             ClassStatistics(num_classes, feat_dim, cov=covariance, max_count=max_count) for _ in range(2)
         )
 
+    def check(self, network: nn.Module) -> None:
+        """Raises ValueError: the network has no head of more features than classes."""
+        find_linear_head(network, self.head, wide=True)
+
     def forward(self, network: nn.Module, step: Step, number: int, total: int) -> tuple[torch.Tensor, dict]:
         """The loss of one step, and what to log.
 
@@ -72,7 +76,7 @@ class TransferableAugmentation(nn.Module):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         self._remember(self.student, labelled.features, self._source_labels(labelled), generator)
         self._remember(self.teacher, unlabelled.features, confident, generator)
-        head = find_linear_head(network, self.head, wide=True)
+        head = find_linear_head(network, self.head)
         weight = head.weight.flatten(1)
         if self.direction == "source_to_target":
             logits, labels = labelled.logits, labelled.labels

@@ -18,5 +18,6 @@ class SliceInferer(inferers.SliceInferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         if inputs.ndim == 4:
+            self.roi_size = self.orig_roi_size  # a volume before has left one of three axes
             return inferers.SlidingWindowInferer.__call__(self, inputs, network, *args, **kwargs)
         return super().__call__(inputs, network, *args, **kwargs)

@@ -240,8 +240,10 @@ def test_volumes(tmp_path, write_photos, dims, size):
     assert checkpoint["objects"]["objective"]["contrast.memory.count"].sum() > 0
     image = read_dataset(data).training[0]["image"]
     configs = [str(CONFIGS / f"{name}.json") for name in ("inference", "volume_inference")]
-    sizes = {"spatial_dims": dims, "image_size": size, "width": NETWORK["width"]}
-    run(config_file=configs, images=image, **sizes, **places(tmp_path, data))
+    with pytest.raises(RuntimeError) as error:  # it would take the scan for a photograph
+        run(config_file=configs[0], images=image, **places(tmp_path, data))
+    assert "for scans put volume_inference.json over inference.json" in str(root_cause(error.value))
+    run(config_file=configs, images=image, **places(tmp_path, data))
     found, shown = nib.load(tmp_path / "eval" / f"{Path(image).name.split('.')[0]}_seg.nii.gz"), nib.load(image)
     assert found.shape == shown.shape[:3] and set(np.unique(found.dataobj)) <= {0, 1, 2}
     np.testing.assert_allclose(found.affine, shown.affine, atol=1e-4)

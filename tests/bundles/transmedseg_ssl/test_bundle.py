@@ -8,6 +8,7 @@ from PIL import Image
 
 from common.data import read_dataset
 from common.engine import load_checkpoint, root_cause
+from transmedseg_ssl.inferer import SliceInferer
 
 pytestmark = pytest.mark.usefixtures("restored")
 
@@ -48,7 +49,8 @@ def test_every_base_trains_in_both_directions(bundle, tmp_path, base):
 def test_photographs(bundle, tmp_path):
     """They are slices: trained on, scored in pixels, and segmented into files of their own kind and size."""
     data = bundle.write_photographs(tmp_path / "set")
-    bundle.train(tmp_path, data, pretrain=0.0, iterations_per_epoch=10, val_interval=4, distances=True)
+    options = {"pretrain": 0.0, "iterations_per_epoch": 10, "val_interval": 4, "distances": True, "zoom": [1.0, 0.8]}
+    bundle.train(tmp_path, data, **options)
     rows = bundle.rows(tmp_path)
     assert np.mean([float(row["dice"]) for row in rows]) > 0.7 and all(row["hd95_px"] for row in rows)
     bundle.infer(tmp_path, data, output_ext=".png")
@@ -59,6 +61,22 @@ def test_photographs(bundle, tmp_path):
         scored = [float(row["dice"]) for row in rows if row["case"] == name]
         assert found.shape == truth.shape and found.dtype == np.uint8
         np.testing.assert_allclose(dice, scored, atol=1e-3)
+
+
+def test_a_photograph_after_a_volume():
+    inferer = SliceInferer(spatial_dim=2, roi_size=[32, 32], sw_batch_size=2)
+    volume, photograph = torch.rand(1, 1, 40, 32, 3), torch.rand(1, 1, 40, 50)
+    for image in (photograph, volume, photograph, volume):
+        torch.testing.assert_close(inferer(image, lambda x: 2 * x), 2 * image)
+
+
+def test_a_head_too_narrow_for_the_augmentation_is_refused_before_the_first_update(bundle, tmp_path):
+    options = bundle.tiny | {"patch_size": [32, 32, 16], "width": 3, "batch_size": 2, "pretrain": 0.9, "max_epochs": 1}
+    bundle.build(tmp_path, overlays=["volume"], **options, tsa_weight=0.0).run()
+    trainer = bundle.build(tmp_path, overlays=["volume"], **options)
+    with pytest.raises(ValueError, match="with no more inputs than outputs: give the network more channels"):
+        trainer.run()
+    assert trainer.state.iteration == 1
 
 
 def test_photographs_are_no_volumes(bundle, tmp_path):

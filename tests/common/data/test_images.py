@@ -35,6 +35,18 @@ def test_photographs_and_other_files_of_a_folder(tmp_path):
     assert [item["case"] for item in list_images("unused", str(tmp_path), channels=3)] == ["b", "x.y"]
 
 
+def test_images_of_the_other_kind_are_refused(folder, tmp_path):
+    photograph = tmp_path / "a.png"
+    Image.fromarray(np.arange(42, dtype=np.uint8).reshape(6, 7)).save(photograph)
+    scans = str(folder / "images")
+    assert len(list_images("unused", scans, photographs=False)) == 3
+    assert len(list_images("unused", str(photograph), photographs=True)) == 1
+    with pytest.raises(DataError, match="3 images, such as .*a.nii.gz: expected photographs"):
+        list_images("unused", scans, photographs=True)
+    with pytest.raises(DataError, match="1 images, such as .*a.png: expected scans"):
+        list_images("unused", [scans, str(photograph)], photographs=False)
+
+
 def test_images_of_one_name_are_refused_together(tmp_path):
     files = [tmp_path / case / name for case in ("p1", "p2") for name in ("ed.nii.gz", "es.nii", f"{case}.nii.gz")]
     for file in files:

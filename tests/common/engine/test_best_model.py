@@ -100,6 +100,19 @@ def test_a_resumed_run_whose_best_model_is_gone_leaves_a_model(build, tmp_path, 
     assert "no best model at" in caplog.text
 
 
+def test_a_resumed_run_that_validates_at_last_does_not_keep_a_model_that_no_validation_chose(build, tmp_path, caplog):
+    first = build(tmp_path, max_epochs=2)
+    first.trainer.run()
+    last = BestModelSaver(first.model, first.network, first.evaluator, selection="last")
+    last.attach(first.trainer)
+    first.trainer.fire_event(Events.COMPLETED)
+    assert read_record(first.model)["selection"] == "last"
+    run = build(tmp_path, max_epochs=3, resume=True, metric={3: 0.0})  # below the best of before
+    run.trainer.run()
+    torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
+    assert read_record(run.model)["selection"] == "last" and "no best model at" in caplog.text
+
+
 # --- selection: last ---
 
 

@@ -50,8 +50,9 @@ def write(folder, training=None, unlabeled=("u1", "u2", "u3"), validation=("v1",
 @pytest.mark.parametrize(("options", "found"), [
     ({"spatial_dims": 2, "patch_size": [32, 32, 16]}, ["expected 2 lengths for slices", "[32, 32, 16]"]),
     ({"patch_size": [32, 32]}, ["expected 3 lengths for volumes (spatial_dims 3), found [32, 32]"]),
-    ({"patch_size": [32, 0, 8], "zoom": [0.5, 0.5]}, ["[32, 0, 8]; zoom: expected a number above 0, or three"]),
+    ({"patch_size": [32, 0, 8], "zoom": [0.5, 0.5]}, ["[32, 0, 8]; zoom: expected a number above 0, or 3, one for"]),
     ({"zoom": 0}, ["zoom: expected", "found 0"]),
+    ({"patch_size": 32}, ["expected 3 lengths for volumes (spatial_dims 3), found 32"]),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused_together(folder, options, found):
     with pytest.raises(ValueError) as error:
