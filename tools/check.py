@@ -26,7 +26,8 @@ def check(bundle: str, dataset_dir: str) -> None:
     channels = _channels(bundle)
     try:
         dataset = read_dataset(dataset_dir)
-        facts = check_dataset(dataset, channels=channels)
+        # several channels have names in dataset.json; a bundle of colour photographs takes grey images by an option
+        facts = check_dataset(dataset, channels=dataset.channels or (None if channels == 3 else channels))
     except DataError as error:
         raise SystemExit(str(error)) from error
     print("\n".join(_summary(dataset, facts)))

@@ -139,6 +139,9 @@ def _read_labels(entry: dict, problems: list[str]) -> dict[int, str]:
                             "write the id first, then the name")
         elif int(key) in labels:
             problems.append(f'`labels`: expected each id once, found {int(key)} again as "{key}"; remove one')
+        elif int(key) > 255:
+            problems.append(f'`labels`: expected ids up to 255, found "{key}": {json.dumps(name)}; renumber it, in the '
+                            "label files too")
         else:
             labels[int(key)] = name
     background = labels.pop(0, None)

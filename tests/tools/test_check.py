@@ -101,5 +101,12 @@ def test_channels_come_from_the_bundle(bundle, folder):
     assert "expected 4 axes, the last of 2 channels" in exit_of(bundle, str(folder))
 
 
+def test_a_bundle_of_photographs_in_colour_takes_grey_scans_too(bundle, folder, capsys):
+    file = module.BUNDLES / bundle / "configs" / "metadata.json"
+    file.write_text(file.read_text().replace('"num_channels": 1', '"num_channels": 3'))
+    module.check(bundle, str(folder))
+    assert "no problem found" in capsys.readouterr().out
+
+
 def test_unknown_bundle_is_told_first(bundle, tmp_path):
     assert exit_of("toyy", str(tmp_path)) == "bundle: expected one of toy, found toyy"

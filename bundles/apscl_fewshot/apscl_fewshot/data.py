@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,14 @@ def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list
         folder = dataset.directory / "support"
         supports = read_dataset(folder).training if folder.is_dir() else dataset.training[:1]
         training = [item for item in dataset.training if item not in supports]
+        if not training:
+            raise DataError(f"{dataset.directory}: no scan is left to train on: the only one of `training` is the "
+                            "support. Add labelled scans, of other organs too.")  # fmt: skip
         return training, list(dataset.validation), supports
+    cases = Counter(item["case"] for item in dataset.training)
+    if several := [case for case, count in cases.items() if count > 1]:
+        raise DataError(f"{dataset.directory}: several scans share the case {', '.join(several)}: folds are made of "
+                        "cases with one scan each. Keep one of them, or write `validation` by hand.")  # fmt: skip
     scans = {item["case"]: item for item in sorted(dataset.training, key=lambda item: natural_key(item["case"]))}
     folds = dataset.folds or [list(block) for block in np.array_split(np.array(list(scans)), min(FOLDS, len(scans)))]
     if not 0 <= fold < len(folds) or len(scans) < 3:

@@ -95,12 +95,12 @@ def choose_domains(
     for item in dataset.training:
         counts[item["domain"]] = counts.get(item["domain"], 0) + 1
     everywhere = sorted({item["domain"] for item in dataset.training + dataset.validation})
-    target = everywhere[-1] if target_domain is None else target_domain
+    target = everywhere[-1] if target_domain is None else str(target_domain)  # the command line makes numbers of 1, 2
     problems = []
     targets = sorted({*everywhere, *(item["domain"] for item in _labelled_test(dataset))})
     if target != "none" and target not in targets:
         problems.append(f"target_domain: expected none or one of {', '.join(targets)}, found {target}")
-    sources = sorted(source_domains) if source_domains is not None else [name for name in sorted(counts)]
+    sources = sorted(map(str, source_domains)) if source_domains is not None else [name for name in sorted(counts)]
     unknown = [name for name in sources if name not in counts]
     if unknown:
         problems.append(f"source_domains: expected some of {', '.join(sorted(counts))}, found {', '.join(unknown)}")
@@ -128,10 +128,11 @@ def _split(dataset: Any, sources: list[str]) -> tuple[list[dict], list[dict]]:
     for name in sources:
         own = [item for item in dataset.training if item["domain"] == name]
         held = [item for item in dataset.validation if item["domain"] == name]
-        if not held and len(own) >= VALIDATION_SHARE:
+        cases = sorted({item["case"] for item in own}, key=natural_key)
+        if not held and len(cases) >= VALIDATION_SHARE:
             own.sort(key=lambda item: natural_key(item["case"]))
-            cut = len(own) - len(own) // VALIDATION_SHARE
-            own, held = own[:cut], own[cut:]
+            last = cases[len(cases) - len(cases) // VALIDATION_SHARE :]  # both eyes of a patient go together
+            own, held = ([item for item in own if (item["case"] in last) == there] for there in (False, True))
         training += own
         validation += held
     return training, validation

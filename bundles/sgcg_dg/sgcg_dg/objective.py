@@ -213,7 +213,7 @@ class GeneralisationObjective(nn.Module):
         terms = {"feat": loss}
         if self.training and self.contrast.step % self.log_every == 0:
             terms["pull"] = pull(self.contrast_weight * loss, total, list(maps.values()))
-            if hasattr(self.contrast.memory, "between_group_scatter"):
+            if getattr(self.contrast.memory, "cov", None) is not None:  # the scatter is a share of the covariance
                 terms["scatter"] = self.contrast.memory.between_group_scatter().float()
         return total + self.contrast_weight * loss, terms
 

@@ -101,6 +101,16 @@ def test_errors_of_the_split(folder, tmp_path):
         split(change(folder, tmp_path, training=items))
 
 
+def test_no_scan_to_train_on_and_two_of_a_case_are_refused(folder, tmp_path):
+    index = json.loads((folder / "dataset.json").read_text())["training"]
+    items = [{key: str(folder / item[key]) for key in ("image", "label")} for item in index]
+    with pytest.raises(DataError, match="no scan is left to train on"):
+        split(change(folder, tmp_path, training=items[:1], validation=items[1:]))
+    twice = [item | {"case": f"p{number // 2}"} for number, item in enumerate(items[:3] + items[4:8])]
+    with pytest.raises(DataError, match="several scans share the case p0, p1, p2: folds"):
+        split(change(folder, tmp_path, training=twice))
+
+
 def test_the_data_list_names_supports_and_classes(folder):
     labels = {1: "left box", 2: "right box", 3: "low box"}
     datalist = read_datalist(str(folder), "/nowhere", fold=1, support="2")

@@ -160,6 +160,26 @@ def test_inference_enlarges_logits_as_the_report_does(tmp_path, sample_data, tra
     assert np.array_equal(found, label_map(logits, "bilinear"))
 
 
+def test_a_ring_is_kept_where_components_are(tmp_path, sample_data, trained):
+    """Strays and holes of the logits by hand, in the report and in inference, without the filter."""
+    options = {**TINY, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
+    configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
+    run(config_file=configs, **options, largest_component=False)
+    voxels = {(row["case"], row["structure"]): int(row["prediction_voxels"]) for row in rows_of(tmp_path)
+              if row["bn"] == "eval" and row["structure"]}  # fmt: skip
+    filtered = {(row["case"], row["structure"]): int(row["prediction_voxels"]) for row in rows_of(trained[0])
+                if row["bn"] == "eval" and row["structure"]}  # fmt: skip
+    assert voxels.keys() == filtered.keys() and voxels != filtered
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / "inference.json")]))
+    parser["ckpt_dir"], parser["largest_component"] = str(tmp_path), False
+    (step,) = (one for one in parser["postprocessing::transforms"] if one["_target_"].endswith("RegionsToLabeld"))
+    parser["step"] = step
+    logits = -torch.ones(2, 9, 9)
+    logits[1, 1:7, 1:7], logits[1, 3:5, 3:5], logits[1, 8, 8] = 1.0, -1.0, 1.0  # a ring of the disc, and a stray
+    found = parser.get_parsed_content("step")({"pred": logits})["pred"]
+    assert int((found == 1).sum()) == 6 * 6 - 2 * 2 + 1 and not found[..., 3:5, 3:5].any()
+
+
 def test_inference_draws_what_it_found(tmp_path, sample_data, trained):
     """All of dataset.json's validation, when no image is named."""
     options = {**places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}

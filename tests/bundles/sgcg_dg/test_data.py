@@ -71,6 +71,30 @@ def test_one_domain_is_left_out(folder, options, target, sources):
     assert found["labels"] == {1: "rim", 2: "cup"} and all(item["label"] for item in found["test"])
 
 
+def test_images_of_one_case_stay_together(folder, tmp_path):
+    """Six patients with both eyes in domain a: the last of them is held back, with both."""
+
+    def pair(index):
+        own = [item for item in index["training"] if item["domain"] == "a"]
+        for number, item in enumerate(own):
+            item["case"] = f"p{number // 2}"
+
+    found = read(change(folder, tmp_path, pair))
+    held = [item["case"] for item in found["validation"] if item["domain"] == "a"]
+    assert held == ["p5"] and "p5" not in names(found["training"]) and names(found["training"]).count("p4") == 2
+
+
+def test_domains_may_be_numbers(folder, tmp_path):
+    """As the command line reads them."""
+
+    def rename(index):
+        for item in index["training"] + index["validation"]:
+            item["domain"] = str("abcd".index(item["domain"]))
+
+    found = read(change(folder, tmp_path, rename), target_domain=1, source_domains=[0, 2])
+    assert found["target"] == "1" and found["domains"] == ["0", "2"]
+
+
 def test_labelled_test_cases_of_the_target_are_scored_too(folder, tmp_path):
     """But not those of other domains, nor those without a label; a hospital may have nothing but test cases."""
 

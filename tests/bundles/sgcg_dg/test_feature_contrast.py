@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.losses import BankContrastiveLoss, ClassMemoryBank, GaussianContrastiveLoss
+from common.losses import BankContrastiveLoss, ClassMemoryBank, ClassStatistics, GaussianContrastiveLoss
 from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, fit_labels, thin
 
 TERMS = {"loss", "seg", "seg_ram", "kd", "rec", "feat"}
@@ -176,6 +176,15 @@ def test_nothing_before_the_start(make_network, batch, make_objective, make_cont
         assert count == max(0, step - 2) * 2 * 7 * 16 * 24  # every second pixel of each axis
     assert set(terms) == TERMS | {"pull", "scatter"}
     torch.testing.assert_close(terms["scatter"], objective.contrast.memory.between_group_scatter().float())
+
+
+def test_without_a_covariance_there_is_no_scatter_to_log(make_network, batch, make_objective):
+    """As for prototypes alone."""
+    memory, loss = ClassStatistics(3, 8, groups=3, cov="none"), GaussianContrastiveLoss()
+    objective = make_objective(contrast=FeatureContrast(memory, loss, 3), log_every=1)
+    for _ in range(2):
+        _, terms = objective(make_network(), batch)
+    assert "feat" in terms and "pull" in terms and "scatter" not in terms
 
 
 def test_eval_mode_changes_no_statistics(make_network, batch, make_objective):

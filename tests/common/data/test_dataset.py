@@ -78,6 +78,7 @@ def test_images_of_one_patient_share_its_case(tmp_path):
     ({"labels": {"0": "background"}}, "`labels`: expected a label besides the background"),
     ({"labels": {"liver": 1}}, '`labels`: expected entries such as "1": "liver", found "liver": 1'),
     ({"labels": {"0": "background", "1": "liver", "-1": "x"}}, 'found "-1": "x"'),
+    ({"labels": {"1": "liver", "1001": "cortex"}}, 'expected ids up to 255, found "1001": "cortex"; renumber it'),
     ({"labels": {"1": "liver", "01": "spleen"}}, 'expected each id once, found 1 again as "01"'),
     ({"training": ..., "train": []}, "`train`: expected the key `training`, found this spelling"),
     ({"unlabeled": ..., "unlabelled": []}, "`unlabelled`: expected the key `unlabeled`, found this spelling"),
