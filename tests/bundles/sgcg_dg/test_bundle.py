@@ -160,8 +160,8 @@ def test_inference_enlarges_logits_as_the_report_does(tmp_path, sample_data, tra
     assert np.array_equal(found, label_map(logits, "bilinear"))
 
 
-def test_a_ring_is_kept_where_components_are(tmp_path, sample_data, trained):
-    """Strays and holes of the logits by hand, in the report and in inference, without the filter."""
+def test_rings_and_strays_stay_without_the_filter_of_components(tmp_path, sample_data, trained):
+    """In the report, which then differs, and in inference, by hand."""
     options = {**TINY, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
     configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
     run(config_file=configs, **options, largest_component=False)
