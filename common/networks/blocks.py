@@ -80,5 +80,6 @@ def pad_to_multiple(image: torch.Tensor) -> torch.Tensor:
 def crop(x: torch.Tensor, size: list[int]) -> torch.Tensor:
     """The first ``size`` pixels of each spatial axis."""
     for axis, length in enumerate(size):
-        x = x.narrow(axis + 2, 0, length)
+        if x.shape[axis + 2] != length:  # the gradient of a slice, even of the whole, is a copy into zeros
+            x = x.narrow(axis + 2, 0, length)
     return x

@@ -101,7 +101,7 @@ class CaseEvaluator(SupervisedEvaluator):
         device = self.state.device
         with self.mode(self.network), torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = self.inferer(case["image"][None].to(device), self.network)[0]
-        label_map = enlarge(logits.float(), case["label"].shape).argmax(0, keepdim=True).to("cpu", torch.uint8)
+        label_map = enlarge(logits.float(), case["label"].shape).max(0, keepdim=True).indices.to("cpu", torch.uint8)
         return plain(self.keep(label_map))[0]
 
     def report(

@@ -200,7 +200,7 @@ class Objective(nn.Module):
         """Segment each support from the query and its predicted mask (PANet's regulariser, one-shot per support)."""
         network = getattr(network, "module", network)
         episodes, shots = batch["support"].shape[:2]
-        predicted = logits.argmax(1, keepdim=True).float()
+        predicted = logits.max(1, keepdim=True).indices.float()
         size = list(logits.shape[2:])
         losses = []
         for i in range(episodes):

@@ -159,7 +159,7 @@ def agreement(labels: torch.Tensor, seen: Seen) -> dict[str, torch.Tensor]:
         ``agreement_low`` for t < T/2 and ``agreement_high`` for the other images, or ``agreement`` for a peer without
         noise; none where there is no such image or no foreground.
     """
-    found = seen.logits.argmax(1)
+    found = seen.logits.max(1).indices
     groups = {"agreement": seen.reliable.new_ones(len(labels))}
     if seen.noise is not None:
         groups = {"agreement_low": seen.noise < 0.5, "agreement_high": seen.noise >= 0.5}

@@ -20,7 +20,7 @@ def test_padding_repeats_the_far_edges_and_cropping_takes_them_off():
     assert torch.equal(padded, image[:, :, rows][..., columns])
     assert torch.equal(crop(padded, [3, 20]), image)
     whole = torch.zeros(1, 1, 16, 48)
-    assert pad_to_multiple(whole) is whole
+    assert pad_to_multiple(whole) is whole and crop(whole, [16, 48]) is whole
 
 
 @pytest.mark.parametrize("size", [(2, 9), (16, 16), (16, 16, 16)])
