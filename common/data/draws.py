@@ -8,19 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import get_track_meta, set_track_meta
 
 from .dataset import DataError
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a worker process: the last bits of a Fourier transform depend on the number of threads."""
-    threads = torch.get_num_threads()
+def drawing() -> Iterator[None]:
+    """One thread and no metadata.
+
+    The last bits of a Fourier transform depend on the number of threads, and worker processes have one. MONAI keeps
+    books of affines and applied transforms, which takes longer than to crop and mirror a slice.
+    """
+    threads, metadata = torch.get_num_threads(), get_track_meta()
     torch.set_num_threads(1)
+    set_track_meta(False)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        set_track_meta(metadata)
 
 
 def endless(members: np.ndarray, rng: np.random.Generator) -> Iterator[int]:

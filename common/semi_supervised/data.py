@@ -15,7 +15,7 @@ import torch.utils.data
 from tqdm import tqdm
 
 from common.data import CaseFacts, DataError, Dataset, check_dataset, read_dataset
-from common.data.draws import endless, one_thread, plain, slices
+from common.data.draws import drawing, endless, plain, slices
 from common.data.photograph import is_photograph
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class PairDataset(torch.utils.data.Dataset):
     def __getitem__(self, key: int | tuple[int, int | None, int]) -> dict[str, Any]:
         """Of (labelled image, unlabelled image or None, number of the draw); of a number alone, that labelled image."""
         index, other, draw = key if isinstance(key, tuple) else (key, None, key)
-        with one_thread():
+        with drawing():
             item = self._draw(self.labelled[index], draw, 0)
             item["label"] = item["label"].long()
             if other is None:

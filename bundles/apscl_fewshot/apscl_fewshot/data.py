@@ -14,6 +14,7 @@ from monai.data import CacheDataset
 from torch.utils.data import Dataset
 
 from common.data import DataError, check_dataset, natural_key, read_dataset
+from common.data.draws import drawing
 
 from .sample import generate_sample_data
 from .superpixels import Superpixels
@@ -277,7 +278,8 @@ class EpisodeDataset(Dataset):
                 (self.scans[s]["image"][z], (self.scans[s]["label"][z] == label)[None].float()) for s, z, _ in rows
             ]
             names = [f"{self.scans[s]['case']}[{z}]" for s, z, _ in rows]
-        pairs = [self._augment(image, mask, rng) for image, mask in pairs]
+        with drawing():
+            pairs = [self._augment(image, mask, rng) for image, mask in pairs]
         if self.flip and rng.random() < 0.5:
             pairs = [(image.flip(1), mask.flip(1)) for image, mask in pairs]  # axis 1 of (1, H, W) is left-right
         return {

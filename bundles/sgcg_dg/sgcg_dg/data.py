@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from common.data import DataError, check_dataset, natural_key, read_dataset
-from common.data.draws import endless, one_thread, plain, slices
+from common.data.draws import drawing, endless, plain, slices
 
 from .regions import Regions
 from .sample import generate_sample_data
@@ -193,7 +193,7 @@ class DomainDataset(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, draw = key if isinstance(key, tuple) else (key, key)
-        with one_thread():
+        with drawing():
             return self._draw(index, draw)
 
     def _draw(self, index: int, draw: int) -> dict[str, Any]:

@@ -4,21 +4,25 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Flip
 
 from common.data import DataError
-from common.data.draws import endless, one_thread, only_item, plain, slices
+from common.data.draws import drawing, endless, only_item, plain, slices
 
 
-def test_one_thread_and_back():
+def test_one_thread_no_metadata_and_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    flip, image = Flip(0), MetaTensor(torch.rand(1, 3, 2))
     try:
-        with one_thread():
+        with drawing():
             assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-        with pytest.raises(KeyError), one_thread():
+            flipped = flip(image)
+        assert type(flipped) is torch.Tensor and torch.equal(flipped, image.as_tensor().flip(1))
+        assert torch.get_num_threads() == 2 and isinstance(flip(image), MetaTensor)
+        with pytest.raises(KeyError), drawing():
             raise KeyError
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2 and isinstance(flip(image), MetaTensor)
     finally:
         torch.set_num_threads(before)
 
