@@ -53,7 +53,8 @@ def test_default_network_is_the_same_in_training_and_inference(name):
             trained[key], inference[key] = ast.literal_eval(value.removeprefix("$@trained.get"))
     assert all(name == key for key, name in trained.items())
     savers = [handler for handler in train["train"]["handlers"] if handler["_target_"].endswith("BestModelSaver")]
-    assert [handler["settings"].keys() for handler in savers] == [trained.keys()]
+    (settings,) = (handler["settings"] for handler in savers)
+    assert trained.keys() <= settings.keys()
     numbers = {key for key, value in inference.items() if isinstance(value, (int, float, str, list)) or key in trained}
     numbers &= train.keys()
     varying = {"labels", "imports", "amp", "num_workers", "run", "initialize", "finalize", "support", "network"}
@@ -62,3 +63,12 @@ def test_default_network_is_the_same_in_training_and_inference(name):
     network = train["network_def"]
     network.get("encoder", {}).pop("weights", None)  # deployed weights come from the model file
     assert shared and {key: network[key] for key in shared} == {key: inference["network_def"][key] for key in shared}
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_evaluation_takes_all_options_that_the_training_left(name):
+    train, evaluate = (json.loads((ROOT / "bundles" / name / "configs" / file).read_text())
+                       for file in ("train.json", "evaluate.json"))  # fmt: skip
+    (settings,) = (handler["settings"] for handler in train["train"]["handlers"] if "settings" in handler)
+    options = {key: f"$@trained['{key}']" for key, value in settings.items() if value == f"@{key}" and key != "labels"}
+    assert {key: value for key, value in evaluate.items() if key not in ("trained", "run")} == options

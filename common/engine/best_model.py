@@ -38,7 +38,8 @@ class BestModelSaver:
         evaluator: the validation of the trainer; None when there is none.
         selection: ``validation``, as above, or ``last``: the weights at the end of the run whatever validation says,
             so that the validation cases stay unseen and can be reported on.
-        settings: those of the training that inference has to share, such as ``labels``; anything that JSON holds.
+        settings: those of the training that inference and evaluation have to share, such as ``labels``; anything that
+            JSON holds.
 
     Raises:
         ValueError: the selection is another.
@@ -119,8 +120,16 @@ def read_record(model_file: str | Path) -> dict[str, Any]:
                          "file to use the settings of the config, or train again.") from error  # fmt: skip
 
 
-def read_settings(model_file: str | Path) -> dict[str, Any]:
-    """The settings of a training that inference has to share, empty where nothing is known; see :func:`read_record`."""
+def read_settings(model_file: str | Path, required: bool = False) -> dict[str, Any]:
+    """The settings of a training that others have to share, empty where nothing is known; see :func:`read_record`.
+
+    Raises:
+        ValueError: nothing is known, and ``required``; or the file is no record.
+    """
+    record = _record_of(Path(model_file))
+    if required and not record.is_file():
+        raise ValueError(f"{record}: expected the settings of the training, found no such file. A training leaves it "
+                         "beside model.pt; copy it there too.")  # fmt: skip
     return read_record(model_file)["settings"]
 
 

@@ -139,7 +139,9 @@ class TinyBundle:
         return [load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt")]
 
     def evaluate(self, folder, data=None, **overrides):
-        self.run(["train", "evaluate"], folder, data, **self.tiny | overrides)
+        """With the settings that lie beside the model, and other options of a tiny training."""
+        others = {key: value for key, value in self.tiny.items() if key not in self.read("evaluate")}
+        self.run(["train", "evaluate"], folder, data, **others | overrides)
 
     def infer(self, folder, data=None, overlay=(), **overrides):
         self.run(["inference", *overlay], folder, data, **overrides)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("restored")
 BUNDLE = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot"
 CONFIGS = BUNDLE / "configs"
 NETWORK = {"image_size": [32, 32], "feat_dim": 8, "encoder_width": 8}
-TINY = {**NETWORK, "episodes_per_epoch": 4, "max_epochs": 4, "val_interval": 2, "min_fg": 4, "protocols": ["parts3"],
-        "pictures": 1, "distances": False}  # fmt: skip
+REPORT = {"protocols": ["parts3"], "pictures": 1, "distances": False}
+TINY = {**NETWORK, **REPORT, "episodes_per_epoch": 4, "max_epochs": 4, "val_interval": 2, "min_fg": 4}
 
 
 def places(folder, sample_data):
@@ -152,13 +153,17 @@ def test_inference_writes_labels_on_the_grid_of_the_image(tmp_path, sample_data,
 
 def test_evaluation_scores_the_saved_model_again(tmp_path, sample_data, trained):
     configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
-    options = {**TINY, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
+    options = {**REPORT, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
     run(config_file=configs, **options)
     assert (tmp_path / "eval" / "cases.csv").read_text() == (trained[0] / "eval" / "cases.csv").read_text()
+    shutil.copy(trained[0] / "models" / "model.pt", tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=configs, **options | {"ckpt_dir": str(tmp_path)})
+    assert "model.json: expected the settings of the training, found no such file" in str(error.value.__cause__)
 
 
 def test_configs_are_json_of_one_form():
     """All overlays name only keys of the config that they lie over."""
     keys = {name: list(json.loads((CONFIGS / f"{name}.json").read_text())) for name in ("train", "paper", "evaluate")}
     for overlay in ("paper", "evaluate"):
-        assert {key.split("::")[0] for key in keys[overlay]} <= set(keys["train"])
+        assert {key.split("::")[0] for key in keys[overlay]} <= {*keys["train"], "trained"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("restored")
 BUNDLE = Path(__file__).resolve().parents[3] / "bundles" / "sgcg_dg"
 CONFIGS = BUNDLE / "configs"
 NETWORK = {"image_size": [32, 32], "width": 4}
-TINY = {**NETWORK, "batch_size": 6, "iterations_per_epoch": 3, "max_epochs": 4, "val_interval": 2, "pictures": 0,
-        "distances": False}  # fmt: skip
+REPORT = {"pictures": 0, "distances": False}
+TINY = {**NETWORK, **REPORT, "batch_size": 6, "iterations_per_epoch": 3, "max_epochs": 4, "val_interval": 2}
 
 
 def places(folder, data):
@@ -86,16 +87,30 @@ def test_a_run_leaves_a_model_a_report_and_a_log(trained, sample_data):
 
 def test_evaluation_scores_the_saved_model_again(tmp_path, sample_data, trained):
     configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
-    options = {**TINY, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
+    options = {**REPORT, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
     run(config_file=configs, **options)
     assert (tmp_path / "eval" / "cases.csv").read_text() == (trained[0] / "eval" / "cases.csv").read_text()
     assert not (tmp_path / "models").exists()
 
 
+def test_evaluation_leaves_out_the_domain_that_the_training_did(tmp_path, sample_data, trained):
+    shutil.copytree(trained[0] / "models", tmp_path / "models")
+    file = tmp_path / "models" / "model.json"
+    record = json.loads(file.read_text())
+    record["settings"]["target_domain"] = "centre_b"
+    file.write_text(json.dumps(record))
+    configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
+    options = {**REPORT, **places(tmp_path, sample_data)}
+    run(config_file=configs, **options)
+    assert {row["domain"] for row in rows_of(tmp_path)} == {"centre_b"}
+    run(config_file=configs, **options, target_domain="centre_c")  # what is asked for goes before
+    assert {row["domain"] for row in rows_of(tmp_path)} == {"centre_c"}
+
+
 def test_evaluation_as_published(tmp_path, sample_data, trained):
     configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate", "paper_compat")]
-    options = {**places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models"), "distances": True}
-    run(config_file=configs, **{**TINY, **options})
+    options = {**places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models"), "pictures": 0}
+    run(config_file=configs, **options)
     rows = rows_of(tmp_path)[:-1]
     assert [row["bn"] for row in rows[: 7 * 2]] == ["batch"] * 14 and len(rows) == 28
     missed = [row for row in rows if row["status"] == "missed"]
@@ -162,7 +177,7 @@ def test_inference_enlarges_logits_as_the_report_does(tmp_path, sample_data, tra
 
 def test_rings_and_strays_stay_without_the_filter_of_components(tmp_path, sample_data, trained):
     """In the report, which then differs, and in inference, by hand."""
-    options = {**TINY, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
+    options = {**REPORT, **places(tmp_path, sample_data), "ckpt_dir": str(trained[0] / "models")}
     configs = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
     run(config_file=configs, **options, largest_component=False)
     voxels = {(row["case"], row["structure"]): int(row["prediction_voxels"]) for row in rows_of(tmp_path)
@@ -221,7 +236,7 @@ def test_overlays_name_only_keys_of_train_json():
     configs = {file.stem: json.loads(file.read_text()) for file in CONFIGS.glob("*.json")}
     known = set(paths(configs["train"])) | {"optimizer::params::0::params", "optimizer::params::1::params"}
     for overlay in ("evaluate", "paper", "paper_compat", "volume", "multi_gpu_train"):
-        assert configs[overlay].keys() - {"is_rank0"} <= known, overlay
+        assert configs[overlay].keys() - {"is_rank0", "trained"} <= known, overlay
     protocol = configs["paper_compat"]["validate::protocol"]
     assert configs["train"]["validate"]["protocol"].items() <= protocol.items()
     for compare in (configs["compare"], configs["compare_volume"]):
