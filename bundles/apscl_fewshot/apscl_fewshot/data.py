@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset
+from monai.utils import ensure_tuple
 from torch.utils.data import Dataset
 
 from common.data import DataError, check_dataset, natural_key, read_dataset
@@ -55,8 +56,8 @@ def read_datalist(
         logger.info("generating sample data in %s", directory)
         generate_sample_data(directory)
     dataset = read_dataset(directory)
-    check_dataset(dataset)
-    novel = [max(dataset.labels)] if novel_labels is None else [int(label) for label in novel_labels]
+    facts = check_dataset(dataset)
+    novel = [max(dataset.labels)] if novel_labels is None else [int(label) for label in ensure_tuple(novel_labels)]
     unknown = [label for label in novel if label not in dataset.labels]
     if unknown:
         raise DataError(f"novel_labels {unknown} are not labels of {directory}; it has {dataset.labels}.")
@@ -64,6 +65,12 @@ def read_datalist(
         logger.warning("%s: its `validation` says what is segmented; fold and support are not used.", directory)
     training, queries, supports = split_scans(dataset, fold, str(support))
     names = {label: dataset.labels[label] for label in novel}
+    shown = {fact.image: fact.label_ids for split in facts.values() for fact in split}
+    blank = [f"support {scan['case']}: expected novel label {label} ({names[label]}), found {shown[scan['image']]}; "
+             "choose another support" for scan in supports for label in novel
+             if label not in shown.get(scan["image"], novel)]  # fmt: skip
+    if blank:
+        raise DataError.of(blank, str(directory / "dataset.json"))
     queries = [{**item, "support": supports, "novel_labels": names} for item in queries]
     return {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": names}
 
@@ -116,6 +123,7 @@ def load_scan(item: dict, transform: Callable) -> dict[str, Any]:
         "affine": np.asarray(label.affine),
         "spacing": [float(step) for step in label.pixdim],
         "case": _name(item),
+        "file": str(item["image"]),
     }
 
 
@@ -239,6 +247,10 @@ class EpisodeDataset(Dataset):
             for label in found
             if label not in self.novel_labels and len(rows := self._slices_with(label, min_fg, setting)) > shots
         }
+        rest = [str(label) for label in found if label not in self.table and label not in self.novel_labels]
+        if rest:
+            logger.warning("not trained on label %s: no more than %d slices of %d pixels (min_fg).", ", ".join(rest),
+                           shots, min_fg)  # fmt: skip
         if self.superpixel_share:
             superpixels.fit(self.scans)
         if not self.table and not self.superpixel_share:

@@ -16,6 +16,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
+from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
@@ -46,6 +47,7 @@ class FewShotEvaluator(SupervisedEvaluator):
         amp: bool = False,
         **kwargs: Any,
     ) -> None:
+        protocols = ensure_tuple(protocols)  # the command line makes a name of one
         unknown = [name for name in protocols if name not in PROTOCOLS]
         if unknown:
             raise ValueError(f"unknown protocols {unknown}; there are {list(PROTOCOLS)}.")
@@ -75,7 +77,7 @@ class FewShotEvaluator(SupervisedEvaluator):
     def _segment(self, query: dict, embedded: tuple, scans: list[dict], protocol: str) -> list[dict[str, Any]]:
         labels, support = list(query["novel_labels"]), "+".join(scan["case"] for scan in scans)
         parts = PROTOCOLS[protocol]
-        key = (support, tuple(labels), parts)
+        key = (tuple(scan["file"] for scan in scans), tuple(labels), parts)
         if key not in self._banks:
             self._banks[key] = SupportBank(self.network, scans, labels, parts)
         entries = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.utils import ensure_tuple
 from torch.utils.data import Dataset, Sampler
 
 from common.data import DataError, check_dataset, natural_key, read_dataset
@@ -100,7 +101,7 @@ def choose_domains(
     targets = sorted({*everywhere, *(item["domain"] for item in _labelled_test(dataset))})
     if target != "none" and target not in targets:
         problems.append(f"target_domain: expected none or one of {', '.join(targets)}, found {target}")
-    sources = sorted(map(str, source_domains)) if source_domains is not None else [name for name in sorted(counts)]
+    sources = sorted(counts) if source_domains is None else sorted(map(str, ensure_tuple(source_domains)))
     unknown = [name for name in sources if name not in counts]
     if unknown:
         problems.append(f"source_domains: expected some of {', '.join(sorted(counts))}, found {', '.join(unknown)}")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
+from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -60,6 +61,7 @@ class DomainEvaluator(SupervisedEvaluator):
         amp: bool = False,
         **kwargs: Any,
     ) -> None:
+        batch_norms = ensure_tuple(batch_norms)  # the command line makes a name of one
         unknown = [name for name in batch_norms if name not in BATCH_NORMS]
         if unknown:
             raise ValueError(f"unknown batch norms {unknown}; there are {list(BATCH_NORMS)}.")
@@ -114,7 +116,7 @@ class DomainEvaluator(SupervisedEvaluator):
                     if bn == self.batch_norms[0] and drawn < pictures:
                         draw_case(case, masks, self.regions, self.labels, own, folder)
                         drawn += 1
-        whole = {"case": "features", "domain": cases[0]["domain"], "bn": "eval", "structure": "", **scatter}
+        whole = {"case": "features", "domain": cases[0]["domain"] if cases else "", "bn": "eval", "structure": "", **scatter}
         write_cases_csv([*rows, *([whole] if scatter else [])], folder / "cases.csv")
         text = self._summary(rows, scatter)
         (folder / "summary.md").write_text(f"{text}\n")
@@ -169,6 +171,8 @@ class DomainEvaluator(SupervisedEvaluator):
         return result | ({"scatter": between_domain_scatter(sources, classes)} if len(sources) > 1 else {})
 
     def _summary(self, rows: Sequence[Mapping[str, Any]], scatter: Mapping[str, float]) -> str:
+        if not rows:
+            return "Nothing was scored: there is no target domain, and no domain has images enough for a validation."
         lines = [format_table(summarise(rows, by=("domain", "bn", "structure"))), ""]
         lines += ["| structure | Dice of the mean training mask |", "|---|---|"]
         for name in self.regions.names:

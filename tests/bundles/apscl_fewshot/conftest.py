@@ -81,6 +81,7 @@ def make_scan(case="scan", extents=None, depth=9, size=32, native=(40, 36), seed
         "affine": np.diag([2.0, 2.0, 5.0, 1.0]),
         "spacing": [2.0, 2.0, 5.0],
         "case": case,
+        "file": f"{case}.nii.gz",
     }
 
 

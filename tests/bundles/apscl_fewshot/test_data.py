@@ -118,10 +118,17 @@ def test_the_data_list_names_supports_and_classes(folder):
     for query in datalist["validation"]:
         assert names(query["support"]) == ["case_06", "case_08"] and query["novel_labels"] == {3: "low box"}
     assert read_datalist(str(folder), "/nowhere", novel_labels=[2, 1])["novel_labels"] == {2: labels[2], 1: labels[1]}
+    assert read_datalist(str(folder), "/nowhere", novel_labels=2)["novel_labels"] == {2: labels[2]}
     with pytest.raises(DataError, match=r"novel_labels \[9, 0\] are not labels of .*'low box'"):
         read_datalist(str(folder), "/nowhere", novel_labels=[9, 1, 0])
     with pytest.raises(DataError, match="no such folder"):
         read_datalist(str(folder / "missing"), "/nowhere")
+
+
+def test_a_support_without_the_novel_label_is_refused(tmp_path, write_scans):
+    folder = write_scans(tmp_path / "set", CASES[:3], extents={1: (1, 7), 3: (3, 5)})
+    with pytest.raises(DataError, match=r"support case_01: expected novel label 2 \(right box\), found \(0, 1, 3\); choose"):
+        read_datalist(str(folder), "/nowhere", novel_labels=[2, 1])
 
 
 def test_sample_data_is_made_at_its_place_alone(tmp_path, monkeypatch):

@@ -120,9 +120,11 @@ def test_setting_1_keeps_the_slices_that_show_a_novel_label_and_setting_2_leaves
     assert novel & shown[0] and not novel & shown[1] and shown[1] <= shown[0]
 
 
-def test_slices_with_too_little_of_the_organ_are_not_drawn(build):
+def test_slices_with_too_little_of_the_organ_are_not_drawn(build, caplog):
     """Organ 1 covers 10 x 8 pixels of a slice, organ 2 has 8 x 7."""
-    assert set(build(min_fg=80).table) == {1} and set(build(min_fg=56).table) == {1, 2}
+    assert set(build(min_fg=56).table) == {1, 2} and not caplog.messages
+    assert set(build(min_fg=80).table) == {1}
+    assert caplog.messages == ["not trained on label 2: no more than 1 slices of 80 pixels (min_fg)."]
     with pytest.raises(DataError, match=r"labels \[1, 2, 3\] without the novel ones \[3\].* 1 slices of 81 pixels"):
         build(min_fg=81)
 

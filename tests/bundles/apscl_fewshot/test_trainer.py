@@ -100,6 +100,15 @@ def test_all_supports_in_one_bank(network, queries):
         ("left+right", "ep2")] * 2 + [("left+right", "no_oracle")] * 2  # fmt: skip
 
 
+def test_two_supports_of_one_case_have_banks_of_their_own(network, queries):
+    left, right = (scan | {"case": "twin"} for scan in queries[0]["support"])
+    entries = make_evaluator(network, queries).segment_query(queries[0] | {"support": [left, right]}, ["ep2"])
+    own = make_evaluator(network, queries).segment_query(queries[0] | {"support": [right]}, ["ep2"])
+    again = [entry for entry in entries if entry["support"] == "twin"][len(own) :]
+    assert all(torch.equal(a["pred"], b["pred"]) for a, b in zip(again, own, strict=True))
+    assert not torch.equal(entries[0]["pred"], own[0]["pred"])
+
+
 def test_a_changed_network_encodes_the_supports_anew(network, queries):
     evaluator, seen = make_evaluator(network, queries[:1]), []
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(engine.state.output))
@@ -161,5 +170,6 @@ def test_a_report_without_distances_leaves_them_empty(network, queries, tmp_path
 
 
 def test_unknown_protocols_are_refused(network):
+    assert make_evaluator(network, [], protocols="ep2").protocols == ["ep2"]
     with pytest.raises(ValueError, match=r"unknown protocols \['ep1'\]; there are \['parts3', 'ep2', 'no_oracle'\]"):
         make_evaluator(network, [], protocols=["parts3", "ep1"])

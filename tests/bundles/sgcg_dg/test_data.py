@@ -57,6 +57,7 @@ SPLITS = {  # training and validation of each domain; of a, every fifth of the t
         ({"target_domain": "a", "source_domains": ["b", "d"]}, "a", "bd"),
         ({"target_domain": "none", "source_domains": ["c", "b"]}, None, "bc"),
         ({"source_domains": ["a"], "single_source": True}, "d", "a"),
+        ({"source_domains": "a", "single_source": True}, "d", "a"),
     ],
 )
 def test_one_domain_is_left_out(folder, options, target, sources):

@@ -295,7 +295,7 @@ def test_networks_without_batch_norm_have_one_column(cases, tmp_path, make_netwo
         assert {row["bn"] for row in rows} == {"eval"} and len(rows) == 9
     with pytest.raises(ValueError, match=r"unknown batch norms \['train'\]; there are \['eval', 'batch'\]"):
         make_evaluator(cases, batch_norms=["eval", "train"])
-    assert make_evaluator(cases, batch_norms=["batch"]).batch_norms == ["batch"]
+    assert make_evaluator(cases, batch_norms="batch").batch_norms == ["batch"]
 
 
 def test_without_a_domain_left_out_the_validation_is_reported(cases, tmp_path):
@@ -304,6 +304,12 @@ def test_without_a_domain_left_out_the_validation_is_reported(cases, tmp_path):
     _, rows = report(tmp_path, make_evaluator([], validation=validation), pictures=0)
     assert {row["case"] for row in rows} == {"found", "moved", "features"} and {row["domain"] for row in rows} == {"a"}
     assert rows[-1]["scatter"] and "scatter_all" not in rows[-1]
+
+
+def test_nothing_to_score_is_said(cases, tmp_path):
+    _, rows = report(tmp_path, make_evaluator([], validation=[]))
+    assert [row["case"] for row in rows] == ["features"]
+    assert "Nothing was scored: there is no target domain" in (tmp_path / "eval" / "summary.md").read_text()
 
 
 def test_volumes_are_scored_in_millimetres(tmp_path, monkeypatch):
