@@ -116,7 +116,8 @@ class DomainEvaluator(SupervisedEvaluator):
                     if bn == self.batch_norms[0] and drawn < pictures:
                         draw_case(case, masks, self.regions, self.labels, own, folder)
                         drawn += 1
-        whole = {"case": "features", "domain": cases[0]["domain"] if cases else "", "bn": "eval", "structure": "", **scatter}
+        domain = cases[0]["domain"] if cases else ""
+        whole = {"case": "features", "domain": domain, "bn": "eval", "structure": "", **scatter}
         write_cases_csv([*rows, *([whole] if scatter else [])], folder / "cases.csv")
         text = self._summary(rows, scatter)
         (folder / "summary.md").write_text(f"{text}\n")
