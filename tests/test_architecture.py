@@ -71,4 +71,6 @@ def test_evaluation_takes_all_options_that_the_training_left(name):
                        for file in ("train.json", "evaluate.json"))  # fmt: skip
     (settings,) = (handler["settings"] for handler in train["train"]["handlers"] if "settings" in handler)
     options = {key: f"$@trained['{key}']" for key, value in settings.items() if value == f"@{key}" and key != "labels"}
+    alone = {"base": "supervised", "inference_network": "student"}  # with the network itself, without unlabelled images
+    options |= {key: value for key, value in alone.items() if key in train}
     assert {key: value for key, value in evaluate.items() if key not in ("trained", "run")} == options

@@ -22,7 +22,7 @@ class ObjectiveTrainer(SupervisedTrainer):
     (see :func:`.use_bfloat16`): it needs no loss scaling, hence no scaler to checkpoint.
 
     Args:
-        grad_clip: largest norm of the gradient of each optimizer's parameters, or null.
+        grad_clip: largest norm of the gradient of each group of an optimizer's parameters, or null.
         more_optimizers: of other networks that the same loss trains; each one steps after ``optimizer``.
         image_key, label_key: what in the batch the logits are of.
         kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
@@ -69,8 +69,8 @@ class ObjectiveTrainer(SupervisedTrainer):
         terms["loss"].backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         for optimizer in engine.optimizers:
-            if engine.grad_clip is not None:
-                nn.utils.clip_grad_norm_(_parameters(optimizer), engine.grad_clip)
+            for group in optimizer.param_groups if engine.grad_clip is not None else ():
+                nn.utils.clip_grad_norm_(group["params"], engine.grad_clip)
             optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

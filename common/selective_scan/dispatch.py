@@ -161,13 +161,14 @@ def _automatic(device: str, dtype: torch.dtype, states: int) -> str:
             if BACKENDS[name].unavailable() is None:
                 return name
         if device == "cuda":
-            _warn_of_fallback()
+            _warn_of_fallback(states)
     return "torch"
 
 
 @cache
-def _warn_of_fallback() -> None:
-    reasons = "; ".join(f"{name}: {BACKENDS[name].unavailable()}" for name in ("mamba_ssm", "triton"))
+def _warn_of_fallback(states: int) -> None:
+    many = f"takes at most {mamba_ssm_backend.MAX_STATES} states, not {states}"
+    reasons = "; ".join(f"{name}: {BACKENDS[name].unavailable() or many}" for name in ("mamba_ssm", "triton"))
     logger.warning("the selective scan runs on CUDA by plain PyTorch operations, which is slow: %s", reasons)
 
 

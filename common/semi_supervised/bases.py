@@ -52,6 +52,10 @@ class Supervised(nn.Module):
         """The step from which unlabelled images take part."""
         return total_steps
 
+    def begun(self, teacher: MeanTeacher, step: int, total_steps: int) -> bool:
+        """Whether they do; for good, also where a resumed run is made longer and the start moves behind the step."""
+        return teacher.begun or step >= self.start(total_steps)
+
     def forward(
         self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
     ) -> Step:
@@ -214,7 +218,7 @@ class CopyPaste(Supervised):
         self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
     ) -> Step:
         image, label = batch["image"], batch["label"][:, 0]
-        if step < self.start(total):
+        if not self.begun(teacher, step, total):
             mixed, labels = self.mixer.labelled(image, label)
             logits, features = forward_with_features(network, mixed, self.head)
             return Step(self.loss(logits, labels), Voxels(features, logits, labels))

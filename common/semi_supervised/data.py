@@ -64,8 +64,8 @@ def read_semi_supervised(
     _check_sizes(spatial_dims, patch_size, zoom, [fact.image for split in facts.values() for fact in split])
     flat = [fact.image for split in facts.values() for fact in split if is_photograph(fact.image)]
     if flat and spatial_dims == 3:
-        raise DataError(f"{len(flat)} photographs, such as {flat[0]}: expected volumes; train on slices (spatial_dims "
-                        "2), as transmedseg_ssl does by default")  # fmt: skip
+        raise DataError(f"{len(flat)} photographs, such as {flat[0]}: expected volumes; photographs are for "
+                        "bundles that train on slices (spatial_dims 2)")  # fmt: skip
     _warn_of_rare_classes(dataset, facts["training"])
     return {
         "training": dataset.training,

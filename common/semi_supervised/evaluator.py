@@ -116,7 +116,7 @@ class CaseEvaluator(SupervisedEvaluator):
         Returns:
             a row for each structure of each image.
         """
-        selection = read_record(model_file)["selection"]
+        record = read_record(model_file)
         unwrap(self.network).load_state_dict(load_checkpoint(model_file))
         folder = Path(output_dir)
         for old in folder.glob("overlay_*.png"):
@@ -127,7 +127,7 @@ class CaseEvaluator(SupervisedEvaluator):
             case = data[number]
             rows += self._score(case, distances, folder if number < pictures else None)
         write_cases_csv(rows, folder / "cases.csv")
-        text = "\n\n".join([format_table(summarise(rows)), *self._statements(rows, split, selection)])
+        text = "\n\n".join([format_table(summarise(rows)), *self._statements(rows, split, record)])
         (folder / "summary.md").write_text(f"{text}\n")
         logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "overlay_*.png")
         return rows
@@ -144,12 +144,13 @@ class CaseEvaluator(SupervisedEvaluator):
             save_case_overlay(file, case, label_map, self.labels, title, dice)
         return rows
 
-    def _statements(self, rows: Sequence[Mapping[str, Any]], split: str, selection: str | None) -> list[str]:
+    def _statements(self, rows: Sequence[Mapping[str, Any]], split: str, record: Mapping[str, Any]) -> list[str]:
         """What was scored, and how that came about."""
         if not rows:
             return ["Nothing was scored: neither `test` nor `validation` holds a labelled case."]
         cases, scans = (len({tuple(row[key] for key in keys) for row in rows}) for keys in (["case"], ["case", "scan"]))
         images = "" if scans == cases else f" ({scans} images)"
+        selection, network = record["selection"], record["settings"].get("inference_network")
         lines = [f"Scored: `{split}`, {cases} case{'s' * (cases > 1)}{images}{self.kept}. "
-                 f"Checkpoint: {SELECTIONS[selection]}."]  # fmt: skip
+                 f"Checkpoint: {SELECTIONS[selection]}{f', the {network}' if network else ''}."]  # fmt: skip
         return [*lines, OPTIMISTIC] if selection == split else lines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
 
@@ -10,11 +12,14 @@ from common.engine.unwrap import unwrap
 from .bases import Step
 from .teacher import MeanTeacher
 
+logger = logging.getLogger(__name__)
+
 
 class SemiSupervisedObjective(nn.Module):
     """The loss of a base, for :class:`common.engine.ObjectiveTrainer`.
 
-    Its state dict holds what the base and the teacher learn and remember, and the number of the step.
+    Its state dict holds what the base and the teacher learn and remember, the number of the step, and the length of the
+    schedule: a run that is resumed with another one gets a warning.
 
     Args:
         base: as those of :mod:`common.semi_supervised.bases`: what labelled and unlabelled images are trained with.
@@ -38,8 +43,16 @@ class SemiSupervisedObjective(nn.Module):
         """What to minimise, under ``loss``, and what to log: for a subclass to add to."""
         return {"loss": done.loss, **done.terms}
 
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.total_steps)
+
+    def set_extra_state(self, total_steps: torch.Tensor) -> None:
+        if int(total_steps) != self.total_steps:
+            logger.warning("the schedule of ramps and learning rate had %d steps and now has %d. The run goes on, but "
+                           "not as one run would have.", int(total_steps), self.total_steps)  # fmt: skip
+
     def update_teacher(self, network: nn.Module) -> None:
         """After each step of the optimizer; the teacher follows from where the base first asks for it."""
         self.step += 1
-        if self.base.needs_teacher and int(self.step) >= self.base.start(self.total_steps):
+        if self.base.needs_teacher and self.base.begun(self.teacher, int(self.step), self.total_steps):
             self.teacher.update(unwrap(network))

@@ -53,6 +53,11 @@ class MeanTeacher(nn.Module):
         """The averaged network, which can be saved and deployed as the student can."""
         return self.average.module
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has ever been updated."""
+        return int(self.average.n_averaged) > 0
+
     def _average(self, old: torch.Tensor, new: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
         if not old.is_floating_point():
             return new  # batch norm counts its batches
@@ -110,7 +115,7 @@ class TeacherUpdate:
 
     def _completed(self, engine: Engine) -> None:
         objective = unwrap(self.objective)
-        if objective.base.needs_teacher and int(objective.teacher.average.n_averaged) == 0:
+        if objective.base.needs_teacher and not objective.teacher.begun:
             logger.warning(
                 "the run ended after %d updates, before the teacher begins at %d: nothing was learnt from unlabelled "
                 "images, and a saved teacher is untrained. Set max_epochs higher or pretrain lower.",

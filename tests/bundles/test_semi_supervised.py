@@ -149,11 +149,14 @@ def test_the_teacher_can_be_saved_and_scored(bundle, tmp_path):
     teacher = {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}
     torch.testing.assert_close(dict(model), teacher, rtol=0, atol=0)
     assert not equal(model, checkpoint["objects"]["network"]) and len(bundle.rows(tmp_path)) == 4
+    assert "(selection: last), the teacher." in bundle.summary(tmp_path)
 
 
 def test_evaluation_scores_the_saved_model_again(bundle, tmp_path, trained):
-    bundle.evaluate(tmp_path, ckpt_dir=str(trained[0] / "models"))
-    assert (tmp_path / "eval" / "cases.csv").read_text() == (trained[0] / "eval" / "cases.csv").read_text()
+    """On data without unlabelled images, too."""
+    for data in (None, bundle.write(tmp_path / "set", unlabeled=0)):
+        bundle.evaluate(tmp_path, data, ckpt_dir=str(trained[0] / "models"))
+        assert (tmp_path / "eval" / "cases.csv").read_text() == (trained[0] / "eval" / "cases.csv").read_text()
     assert not (tmp_path / "models").exists()
 
 

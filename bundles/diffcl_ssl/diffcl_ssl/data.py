@@ -14,7 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[str, Any]:
-    """:func:`common.semi_supervised.read_semi_supervised`; generates the sample data when its folder is missing."""
+    """:func:`common.semi_supervised.read_semi_supervised`; generates the sample data when its folder is missing.
+
+    Raises:
+        ValueError: slices are asked for.
+    """
+    if options.get("spatial_dims", 3) != 3:
+        raise ValueError(f"spatial_dims: expected 3, found {options['spatial_dims']}; transmedseg_ssl takes slices.")
     directory = Path(dataset_dir)
     if directory.resolve() == (Path(bundle_root) / "sample_data").resolve() and not directory.exists():
         logger.info("generating sample data in %s", directory)

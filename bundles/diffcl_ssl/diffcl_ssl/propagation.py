@@ -42,6 +42,9 @@ class LabelPropagation(nn.Module):
         voxels_per_class, vectors, anchors, confidence: see above.
         seed: of the draw of voxels and of the first weights, which leave all other random numbers alone.
 
+    Raises:
+        ValueError: a bank or a draw from it that is too small for the loss.
+
     In a distributed run each process has projections, prototypes and a bank of its own, which fit each other.
     """
 
@@ -52,6 +55,9 @@ class LabelPropagation(nn.Module):
     ) -> None:
         super().__init__()
         self.loss, self.bank = loss or LabelPropagationLoss(), ClassMemoryBank(num_classes, embedding, bank_size)
+        if min(bank_size, anchors) < self.loss.min_bank:
+            raise ValueError(f"expected bank_size and anchors of at least the loss's min_bank {self.loss.min_bank}, or "
+                             f"nothing would be contrasted, got {bank_size} and {anchors}.")  # fmt: skip
         self.voxels_per_class, self.vectors, self.anchors = voxels_per_class, vectors, anchors
         self.confidence, self.seed = confidence, seed
         with torch.random.fork_rng(devices=[]):

@@ -78,7 +78,7 @@ class CrossSupervision(Supervised):
     ) -> Step:
         if unwrap(network) is unwrap(self.peer.network):
             raise ValueError("the peer's network is the student itself: give it a network of its own.")
-        if step < self.start(total):
+        if not self.begun(teacher, step, total):
             return self._first_stage(network, batch)
         learn = self._apart if self.mixer is None else self._mixed
         labelled, others, terms, more = learn(network, batch)

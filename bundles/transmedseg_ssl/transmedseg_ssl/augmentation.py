@@ -33,7 +33,7 @@ class TransferableAugmentation(nn.Module):
         loss: :class:`common.losses.ExpectedCrossEntropyLoss`.
         strength: :math:`\lambda_0`; :math:`\lambda = \lambda_0 \min(t / T, 1)`.
         direction: see above.
-        mean_shift: False leaves :math:`\Delta\mu` out (ISDA).
+        mean_shift: False leaves :math:`\Delta\mu` out, as ISDA does (whose covariance is the features' own).
         covariance: ``full``, ``diag`` or ``none``.
         confidence: the least probability of a pseudo-label that counts; 0 takes all.
         match_confidence: ask the same of the student on labelled voxels, so that the mean shift between the domains is
@@ -117,13 +117,15 @@ class TransferableAugmentation(nn.Module):
     def _log(
         self, weight: torch.Tensor, strength: float, shift: torch.Tensor | None, cov: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Means over the class pairs of the two parts of the margin, and the share of pairs that the clamp holds."""
+        """The two parts of the margin, of each pair of classes y_j and their mean; the share that the clamp holds."""
         classes = len(weight)
         pairs = ~torch.eye(classes, dtype=torch.bool, device=weight.device)
         parts = {"margin_mean": self.loss.margins(weight, strength, shift, None),
                  "margin_cov": self.loss.margins(weight, strength, None, cov)}  # fmt: skip
         both = self.loss.margins(weight, strength, shift, cov).abs()
         logged = {name: table[pairs].mean() for name, table in parts.items()}
+        for name, table in parts.items():
+            logged |= {f"{name}/{y}_{j}": table[y, j] for y, j in pairs.nonzero().tolist()}
         return logged | {"margin_clamped": (both[pairs] >= self.loss.max_margin).float().mean()}
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from common.engine import load_checkpoint
+from common.engine import load_checkpoint, root_cause
 
 pytestmark = pytest.mark.usefixtures("restored")
 SHORT = {"max_epochs": 1, "iterations_per_epoch": 2, "val_interval": 1}
@@ -97,3 +97,9 @@ def test_two_processes_keep_the_same_networks_and_one_goes_on_alone(bundle, tmp_
     assert not torch.equal(ranks[0][2]["prototypes.prototypes"], ranks[1][2]["prototypes.prototypes"])
     checkpoint, _ = bundle.train(tmp_path, resume=True, **{**SHORT, "max_epochs": 2})
     assert checkpoint["epoch"] == 2 and checkpoint["objects"]["objective"]["step"] == 4
+
+
+def test_slices_are_refused(bundle, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        bundle.train(tmp_path, spatial_dims=2, patch_size=[32, 32])
+    assert "spatial_dims: expected 3, found 2; transmedseg_ssl takes slices" in str(root_cause(error.value))

@@ -39,6 +39,8 @@ def in_bank(propagation, c):
 class Record(nn.Module):
     """In the place of L_cl."""
 
+    min_bank = 1
+
     def forward(self, anchors, vectors):
         self.anchors, self.vectors = anchors, vectors
         return vectors.sum() * 0, {}
@@ -246,3 +248,10 @@ def test_what_is_logged():
     assert set(log) == {"propagation", "prototype", "bank", "positives", "own_negatives"}
     assert log["propagation"] is loss and log["prototype"] is prototype
     assert all(value.ndim == 0 and value.isfinite() for value in log.values())
+
+
+@pytest.mark.parametrize("options", [{"bank_size": 63}, {"anchors": 63}])
+def test_a_bank_that_the_loss_would_never_use_is_refused(options):
+    make(bank_size=64, anchors=64, loss=LabelPropagationLoss())
+    with pytest.raises(ValueError, match="expected bank_size and anchors of at least the loss's min_bank 64"):
+        make(**options, loss=LabelPropagationLoss())

@@ -353,6 +353,8 @@ def test_what_is_logged():
                 means.append(np.clip(parts[0], -0.5, 0.5))
                 covs.append(np.clip(parts[1], -0.5, 0.5))
                 both.append(abs(sum(parts)) >= 0.5)
+                assert logged[f"margin_mean/{y}_{j}"].item() == pytest.approx(means[-1], rel=1e-4)
+                assert logged[f"margin_cov/{y}_{j}"].item() == pytest.approx(covs[-1], rel=1e-4)
     assert logged["margin_mean"].item() == pytest.approx(np.mean(means), rel=1e-4)
     assert logged["margin_cov"].item() == pytest.approx(np.mean(covs), rel=1e-4)
     assert logged["margin_clamped"].item() == pytest.approx(np.mean(both)) and 0 < np.mean(both) < 1

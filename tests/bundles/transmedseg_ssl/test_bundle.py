@@ -68,6 +68,10 @@ def test_a_photograph_after_a_volume():
     volume, photograph = torch.rand(1, 1, 40, 32, 3), torch.rand(1, 1, 40, 50)
     for image in (photograph, volume, photograph, volume):
         torch.testing.assert_close(inferer(image, lambda x: 2 * x), 2 * image)
+    seen = []
+    whole = SliceInferer(spatial_dim=2, roi_size=[32, 32, 3], sw_batch_size=1)
+    torch.testing.assert_close(whole(volume, lambda x: (seen.append(x.shape), 2 * x)[1]), 2 * volume)
+    assert set(seen) == {(1, 1, 32, 32, 3)}  # three lengths: volumes, not slices
 
 
 def test_a_head_too_narrow_for_the_augmentation_is_refused_before_the_first_update(bundle, tmp_path):
@@ -84,7 +88,8 @@ def test_photographs_are_no_volumes(bundle, tmp_path):
     with pytest.raises(RuntimeError) as error:
         bundle.train(tmp_path, data, overlay=["volume"], patch_size=[32, 32, 16])
     text = str(root_cause(error.value))
-    assert "6 photographs, such as" in text and "expected volumes; train on slices (spatial_dims 2)" in text
+    assert "6 photographs, such as" in text
+    assert "expected volumes; photographs are for bundles that train on slices" in text
 
 
 def test_volumes(bundle, tmp_path):

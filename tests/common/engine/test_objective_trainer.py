@@ -145,6 +145,16 @@ def test_the_gradients_of_each_optimizer_are_clipped_by_themselves(batch):
     assert (vector(other) - before[1]).norm().item() == pytest.approx(0.02 * 0.01, rel=1e-3)
 
 
+def test_the_gradients_of_each_group_are_clipped_by_themselves(batch):
+    trainer, network = make(batch, lr=1.0, grad_clip=0.01)
+    trainer.optimizer.param_groups[0]["params"] = [network.weight]
+    trainer.optimizer.add_param_group({"params": [network.bias]})
+    before = network.weight.detach().clone(), network.bias.detach().clone()
+    trainer.run()
+    for old, new in zip(before, (network.weight, network.bias), strict=True):
+        assert (new - old).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
 def test_a_parameter_of_two_optimizers_is_refused(batch):
     trainer, network = make(batch)
     with pytest.raises(ValueError, match="1 parameters belong to more than one optimizer"):

@@ -164,13 +164,25 @@ def test_long_and_slow(backend, inputs, everything, recast):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_scanned_in_float32(backend, inputs, dtype):
-    """A state kept in bfloat16 would drop 1 - dt * A altogether; sums over channels of float16 would overflow."""
+    """A state kept in bfloat16 would drop 1 - dt * A altogether."""
     tensors = inputs(1, 2, 2, 1000, options=())
     tensors[1], tensors[2] = torch.full_like(tensors[1], -5.0), tensors[2] / 100
     tensors = [x if x is None else x.detach().to(dtype).requires_grad_() for x in tensors]
     y = selective_scan(*tensors, delta_softplus=True, backend=backend)
     exact = naive(*tensors)
     assert y.dtype == dtype and off(y, exact) <= float(torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_low_precision_are_summed_in_float32(backend, inputs, recast, dtype):
+    """Those of B and C are sums over the channels, those of A, D and the bias over the tokens."""
+    tensors = recast(inputs(2, 96, 3, 60), dtype)
+    weight = torch.randn(2, 96, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad((selective_scan(*tensors, True, backend).double() * weight).sum(), tensors)
+    leaves = recast(tensors, torch.float64)
+    exact = torch.autograd.grad((BACKENDS["reference"].scan(*leaves, True, False) * weight).sum(), leaves)
+    assert all(x.dtype == dtype for x in found)
+    assert max(off(x, y) for x, y in zip(found, exact, strict=True)) < 2e-2
 
 
 def test_autocast_changes_nothing(backend, inputs):

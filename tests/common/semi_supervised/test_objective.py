@@ -87,6 +87,22 @@ def test_the_teacher_follows_from_where_the_base_asks_for_it(base, first):
     assert int(objective.teacher.average.n_averaged) == 6 - first
 
 
+def test_a_run_made_longer_stays_in_its_second_stage(caplog):
+    """The start of the teacher moves to step 6, behind the last step."""
+    runs = [make(CopyPaste("head", pretrain=0.3)) for _ in range(2)]
+    for run in runs:
+        train(*run, range(4))
+    runs[0][1].load_state_dict(runs[1][1].state_dict())
+    assert not caplog.messages
+    longer = SemiSupervisedObjective(CopyPaste("head", pretrain=0.3), MeanTeacher(make_network()), 2 * TOTAL)
+    longer.load_state_dict(runs[0][1].state_dict())
+    expected = "the schedule of ramps and learning rate had 10 steps and now has 20. The run goes on, but not as one"
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(expected)
+    updates = int(longer.teacher.average.n_averaged)
+    train(runs[0][0], longer, [4])
+    assert int(longer.teacher.average.n_averaged) == updates + 1 and "pseudo" in longer(runs[0][0], make_batch())[1]
+
+
 def test_no_use_for_a_teacher():
     network, objective = make(Supervised("head"))
     train(network, objective, range(3))

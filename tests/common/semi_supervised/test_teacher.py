@@ -207,7 +207,7 @@ def test_the_teacher_is_updated_after_each_step_of_the_optimizer():
 
 @pytest.mark.parametrize(("start", "needed", "warned"), [(3, True, True), (2, True, False), (3, False, False)])
 def test_a_run_that_ends_before_the_teacher_begins_says_so(caplog, start, needed, warned):
-    network, base = nn.Linear(1, 1), nn.Module()
+    network, base = nn.Linear(1, 1), Supervised("head")
     base.needs_teacher, base.start = needed, lambda total: start
     objective = SemiSupervisedObjective(base, MeanTeacher(network), total_steps=10)
     engine = Engine(lambda engine, batch: objective.update_teacher(network))
