@@ -58,9 +58,10 @@ def test_as_published(bundle, tmp_path):
     bundle.run(["train", "paper"], tmp_path, **bundle.sizes, **short)
     objects = load_checkpoint(tmp_path / "models" / "checkpoint.pt")["objects"]
     for name in ("optimizer", "peer_optimizer"):
-        group = objects[name]["param_groups"][0]
-        assert (group["momentum"], group["weight_decay"], group["initial_lr"]) == (0.9, 0.0001, 0.01)
-        assert moved(objects, name) == len(group["params"])
+        groups = objects[name]["param_groups"]
+        for group in groups:
+            assert (group["momentum"], group["weight_decay"], group["initial_lr"]) == (0.9, 0.0001, 0.01)
+        assert moved(objects, name) == sum(len(group["params"]) for group in groups)
     for place, state in (("", objects["network"]), ("base.peer.network.", objects["objective"])):
         running = [value for key, value in state.items() if key.startswith(place) and key.endswith("running_mean")]
         assert len(running) > 20 and all(value.any() for value in running)
