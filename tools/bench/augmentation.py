@@ -12,7 +12,7 @@ from common.losses import ExpectedCrossEntropyLoss
 from .timing import gradient, share_of_step
 
 VOXELS, WIDTH, CLASSES, STRENGTH = 65536, 16, 4, 0.25
-STEPS = ((2, (96, 96), 12), (3, (48, 48, 32), 4))  # axes, size, batch
+STEPS = ((2, (64, 64), 12), (2, (96, 96), 12), (3, (32, 32, 32), 4), (3, (48, 48, 32), 4))  # axes, size, batch
 
 
 def augmentation(repeats: int) -> list[dict]:

@@ -118,3 +118,12 @@ def test_as_published_and_a_patch_that_is_no_square(bundle, tmp_path):
     running = [value for key, value in objects["network"].items() if key.endswith("running_mean")]
     assert running and all(value.any() for value in running)
     assert len(bundle.rows(tmp_path)) == 4
+
+
+def test_volumes_as_published(bundle, tmp_path):
+    trainer = bundle.build(tmp_path, overlays=["volume", "volume_paper"])
+    objective = trainer.loss_function
+    assert (objective.base.start(objective.total_steps), objective.total_steps) == (2000, 17000)
+    assert trainer.network.head.in_channels == 16 and isinstance(trainer.optimizer, torch.optim.SGD)
+    item = trainer.data_loader.dataset[0, 0, 0]
+    assert item["image"].shape == item["unlabeled"].shape == (1, 112, 112, 80)
