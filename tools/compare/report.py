@@ -33,10 +33,18 @@ def report(runs: Sequence[Run], settings: dict[str, Any], folder: Path, end: str
     notes = [] if all(points.values()) else [f"Not complete: {share}; only these are in the tables."]
     empty = {label_of(entry) for entry in settings["tables"]} - {table.label for table in tables}
     notes += [f"No table of {label}: no row has a number of it." for label in sorted(empty)]
+    notes += dict.fromkeys(line for run in runs if run.folder in rows for line in said(run))
     save_picture(tables, folder / "table.png")
     text = "\n\n".join([format_tables(tables, next(iter(settings["variants"]))), *notes, end])
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     return text
+
+
+def said(run: Run) -> list[str]:
+    """What its summary states about the scores, below the table: which split, which checkpoint."""
+    file = run.cases.with_name("summary.md")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [line for line in lines if line.startswith(("Scored: ", "The checkpoint "))]
 
 
 def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -62,6 +62,19 @@ def test_the_footer_lists_the_overrides(command, bundles, screen):
     assert "Overrides: max_epochs 3, target A, section [1, 2]. torch" in screen.readouterr().out
 
 
+def test_what_the_summaries_say_of_the_scores_is_said_once(command, tmp_path, screen):
+    options = {"variants": "ours,theirs", "axes": {"seeds": "0,1", "folds": 0, "labels": 1}}
+    command(**options)
+    for file in (tmp_path / "out" / "runs").glob("*/*/eval/cases.csv"):
+        which = "student" if file.parts[-3] == "ours" else "teacher"
+        file.with_name("summary.md").write_text(f"| a table |\n\nScored: `test`. Checkpoint: the last, the {which}.\n")
+    screen.readouterr()
+    command(**options)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("Scored")] == [
+        "Scored: `test`. Checkpoint: the last, the student.", "Scored: `test`. Checkpoint: the last, the teacher."]
+
+
 def test_a_finished_comparison_runs_nothing_again(command, tmp_path, screen):
     options = {"variants": "ours,theirs", "axes": {"seeds": 0, "folds": (0,), "labels": "1,2"}}
     command(**options)
