@@ -117,6 +117,10 @@ class CaseEvaluator(SupervisedEvaluator):
             a row for each structure of each image.
         """
         record = read_record(model_file)
+        labels = {int(label): name for label, name in record["settings"].get("labels", self.labels).items()}
+        if labels != self.labels:
+            raise ValueError(f"labels: the model was trained on {labels}, the data set has {self.labels}; number and "
+                             "name them alike in dataset.json, or train again.")  # fmt: skip
         unwrap(self.network).load_state_dict(load_checkpoint(model_file))
         folder = Path(output_dir)
         for old in folder.glob("overlay_*.png"):

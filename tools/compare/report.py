@@ -33,7 +33,11 @@ def report(runs: Sequence[Run], settings: dict[str, Any], folder: Path, end: str
     notes = [] if all(points.values()) else [f"Not complete: {share}; only these are in the tables."]
     empty = {label_of(entry) for entry in settings["tables"]} - {table.label for table in tables}
     notes += [f"No table of {label}: no row has a number of it." for label in sorted(empty)]
-    notes += dict.fromkeys(line for run in runs if run.folder in rows for line in said(run))
+    lines: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for line in said(run) if points[point_name(run.point)] else ():
+            lines.setdefault(line, {})[run.variant] = None
+    notes += [line if len(lines) == 1 else f"{', '.join(variants)}: {line}" for line, variants in lines.items()]
     save_picture(tables, folder / "table.png")
     text = "\n\n".join([format_tables(tables, next(iter(settings["variants"]))), *notes, end])
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")

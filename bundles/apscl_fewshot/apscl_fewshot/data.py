@@ -56,7 +56,9 @@ def read_datalist(
         logger.info("generating sample data in %s", directory)
         generate_sample_data(directory)
     dataset = read_dataset(directory)
-    facts = check_dataset(dataset)
+    facts = [*check_dataset(dataset).values()]
+    if dataset.validation and (directory / "support").is_dir():
+        facts += check_dataset(read_dataset(directory / "support")).values()
     novel = [max(dataset.labels)] if novel_labels is None else [int(label) for label in ensure_tuple(novel_labels)]
     unknown = [label for label in novel if label not in dataset.labels]
     if unknown:
@@ -65,10 +67,9 @@ def read_datalist(
         logger.warning("%s: its `validation` says what is segmented; fold and support are not used.", directory)
     training, queries, supports = split_scans(dataset, fold, str(support))
     names = {label: dataset.labels[label] for label in novel}
-    shown = {fact.image: fact.label_ids for split in facts.values() for fact in split}
+    shown = {fact.image: fact.label_ids for split in facts for fact in split}
     blank = [f"support {scan['case']}: expected novel label {label} ({names[label]}), found {shown[scan['image']]}; "
-             "choose another support" for scan in supports for label in novel
-             if label not in shown.get(scan["image"], novel)]  # fmt: skip
+             "choose another support" for scan in supports for label in novel if label not in shown[scan["image"]]]
     if blank:
         raise DataError.of(blank, str(directory / "dataset.json"))
     queries = [{**item, "support": supports, "novel_labels": names} for item in queries]
@@ -249,8 +250,8 @@ class EpisodeDataset(Dataset):
         }
         rest = [str(label) for label in found if label not in self.table and label not in self.novel_labels]
         if rest:
-            logger.warning("not trained on label %s: no more than %d slices of %d pixels (min_fg).", ", ".join(rest),
-                           shots, min_fg)  # fmt: skip
+            logger.warning("not trained on label %s: no more than %d slices of %d pixels (min_fg)%s.", ", ".join(rest),
+                           shots, min_fg, " that show no novel label (setting 2)" * (setting == 2))  # fmt: skip
         if self.superpixel_share:
             superpixels.fit(self.scans)
         if not self.table and not self.superpixel_share:

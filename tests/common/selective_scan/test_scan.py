@@ -182,7 +182,7 @@ def test_gradients_of_low_precision_are_summed_in_float32(backend, inputs, recas
     leaves = recast(tensors, torch.float64)
     exact = torch.autograd.grad((BACKENDS["reference"].scan(*leaves, True, False) * weight).sum(), leaves)
     assert all(x.dtype == dtype for x in found)
-    assert max(off(x, y) for x, y in zip(found, exact, strict=True)) < 2e-2
+    assert max(off(x, y) for x, y in zip(found, exact, strict=True)) < torch.finfo(dtype).eps
 
 
 def test_autocast_changes_nothing(backend, inputs):

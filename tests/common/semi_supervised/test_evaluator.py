@@ -81,6 +81,16 @@ def report(folder, evaluator, selection=None, **options):
     return rows, (folder / "eval" / "summary.md").read_text()
 
 
+def test_labels_of_another_training_are_refused(cases, tmp_path):
+    record = {"selection": "last", "settings": {"labels": {str(k): name for k, name in LABELS.items()}}}
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    report(tmp_path, make_evaluator(cases))
+    record["settings"]["labels"]["1"] = "other"
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="labels: the model was trained on .*'other'.*number and name them alike"):
+        report(tmp_path, make_evaluator(cases))
+
+
 def dice(one, other):
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 

@@ -66,13 +66,18 @@ def test_what_the_summaries_say_of_the_scores_is_said_once(command, tmp_path, sc
     options = {"variants": "ours,theirs", "axes": {"seeds": "0,1", "folds": 0, "labels": 1}}
     command(**options)
     for file in (tmp_path / "out" / "runs").glob("*/*/eval/cases.csv"):
-        which = "student" if file.parts[-3] == "ours" else "teacher"
-        file.with_name("summary.md").write_text(f"| a table |\n\nScored: `test`. Checkpoint: the last, the {which}.\n")
-    screen.readouterr()
+        file.with_name("summary.md").write_text("| a table |\n\nScored: `test`. Checkpoint: the last, the student.\n")
     command(**options)
     text = (tmp_path / "out" / "table.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("Scored")] == [
-        "Scored: `test`. Checkpoint: the last, the student.", "Scored: `test`. Checkpoint: the last, the teacher."]
+        "Scored: `test`. Checkpoint: the last, the student."]
+    for file in (tmp_path / "out" / "runs").glob("*/ours/eval/summary.md"):
+        file.write_text("Scored: `test`. Checkpoint: the last, the teacher.\n")
+    command(**options)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert [line for line in text.splitlines() if "Scored" in line] == [
+        "ours: Scored: `test`. Checkpoint: the last, the teacher.",
+        "theirs: Scored: `test`. Checkpoint: the last, the student."]
 
 
 def test_a_finished_comparison_runs_nothing_again(command, tmp_path, screen):
