@@ -129,8 +129,10 @@ def test_a_support_without_the_novel_label_is_refused(tmp_path, write_scans):
     folder = write_scans(tmp_path / "set", CASES[:3], extents={1: (1, 7), 3: (3, 5)})
     with pytest.raises(DataError, match=r"support case_01: expected novel label 2 \(right box\), found \(0, 1, 3\)"):
         read_datalist(str(folder), "/nowhere", novel_labels=[2, 1])
-    apart = write_scans(tmp_path / "apart", CASES[:2], validation=CASES[2:4])
-    write_scans(apart / "support", CASES[4:5], extents={1: (1, 7), 3: (3, 5)})
+    queries = write_scans(tmp_path / "queries", CASES[3:4], extents={1: (1, 7), 2: (2, 6)})
+    items = [{key: item[key] for key in ("image", "label")} for item in read_dataset(queries).training]
+    apart = change(folder, tmp_path, validation=items)
+    write_scans(apart / "support", CASES[4:5], extents={1: (2, 7), 3: (3, 5)})
     assert names(read_datalist(str(apart), "/nowhere", novel_labels=[1])["validation"][0]["support"]) == CASES[4:5]
     with pytest.raises(DataError, match="support case_04: expected novel label 2"):
         read_datalist(str(apart), "/nowhere", novel_labels=[2])
