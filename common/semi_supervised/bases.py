@@ -54,7 +54,7 @@ class Supervised(nn.Module):
 
     def begun(self, teacher: MeanTeacher, step: int, total_steps: int) -> bool:
         """Whether they do; for good, also where a resumed run is made longer and the start moves behind the step."""
-        return teacher.begun or step >= self.start(total_steps)
+        return step >= self.start(total_steps) or teacher.begun
 
     def forward(
         self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int

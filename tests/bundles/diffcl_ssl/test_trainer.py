@@ -8,6 +8,7 @@ from torch import nn
 
 from common.semi_supervised.bases import Mixer, outside_box, sigmoid_ramp
 from common.semi_supervised.region_loss import DiceCERegionLoss
+from common.semi_supervised.teacher import MeanTeacher
 from diffcl_ssl.diffusion import Diffusion
 from diffcl_ssl.peers import Seen
 from diffcl_ssl.propagation import LabelPropagation, LabelPropagationLoss
@@ -69,7 +70,7 @@ def scripted(reliable=(True, True, True, True), **options):
 
 
 def run(base, network, batch=None, step=10):
-    return base(network, None, make_batch() if batch is None else batch, step, TOTAL)
+    return base(network, MeanTeacher(network), make_batch() if batch is None else batch, step, TOTAL)
 
 
 # --- the loss ---
