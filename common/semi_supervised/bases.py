@@ -53,7 +53,7 @@ class Supervised(nn.Module):
         return total_steps
 
     def begun(self, teacher: MeanTeacher, step: int, total_steps: int) -> bool:
-        """Whether they do; for good, also where a resumed run is made longer and the start moves behind the step."""
+        """Whether unlabelled images take part: for good, even where a resumed run is made longer and starts later."""
         return step >= self.start(total_steps) or teacher.begun
 
     def forward(

@@ -115,6 +115,9 @@ class CaseEvaluator(SupervisedEvaluator):
 
         Returns:
             a row for each structure of each image.
+
+        Raises:
+            ValueError: the model was trained on other labels.
         """
         record = read_record(model_file)
         labels = {int(label): name for label, name in record["settings"].get("labels", self.labels).items()}
