@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.nn.modules.loss import _Loss
 
 SELECTIONS = {"topk": (0.1, 0.3), "threshold": (0.7, 0.3)}  # what is positive and what negative
+ANCHORS = ("mean", "each")
 
 
 class LabelPropagationLoss(_Loss):
@@ -20,7 +21,9 @@ class LabelPropagationLoss(_Loss):
 
     with anchors :math:`A^c` of known class and vectors b of unknown. :math:`P^c` are the vectors of the highest
     :math:`s^c` that are more like c than like any other class that has anchors, so that no vector is pulled to two
-    classes; :math:`N^c` are those of the lowest. :math:`\Gamma`: the classes that have both.
+    classes; :math:`N^c` are those of the lowest. :math:`\Gamma`: the classes that have both. With ``each``, they are
+    chosen in the same way, and the logarithm is the mean of those of the anchors: of :math:`\cos(a, b_j)` in the place
+    of :math:`s_j^c`, for each a.
 
     Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408), which have the anchors, the
     vectors and the selection by cosine, but neither its limits nor the form of the loss.
@@ -31,6 +34,7 @@ class LabelPropagationLoss(_Loss):
         temperature: :math:`\tau`.
         min_bank: a class of fewer anchors is left out.
         selection: ``topk`` or ``threshold``.
+        anchor: ``mean`` or ``each``.
 
     Shape:
         anchors: K tensors ``(M_c, D)``, detached here; vectors ``(N, D)``; any length. A scalar in float32 or better, 0
@@ -44,17 +48,19 @@ class LabelPropagationLoss(_Loss):
 
     def __init__(
         self, positive: float | None = None, negative: float | None = None, temperature: float = 0.1,
-        min_bank: int = 64, selection: str = "topk",
+        min_bank: int = 64, selection: str = "topk", anchor: str = "mean",
     ) -> None:
         super().__init__()
         if selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        if anchor not in ANCHORS:
+            raise ValueError(f"anchor must be one of {', '.join(ANCHORS)}, got {anchor!r}.")
         if temperature <= 0 or min_bank < 1:
             raise ValueError(f"temperature and min_bank must be positive, got {temperature} and {min_bank}.")
         usual = SELECTIONS[selection]
         self.positive = usual[0] if positive is None else positive
         self.negative = usual[1] if negative is None else negative
-        self.temperature, self.min_bank, self.selection = temperature, min_bank, selection
+        self.temperature, self.min_bank, self.selection, self.anchor = temperature, min_bank, selection, anchor
         _check_limits(selection, self.positive, self.negative)
 
     def forward(
@@ -68,14 +74,15 @@ class LabelPropagationLoss(_Loss):
             if not known or not len(unit):
                 nothing = unit.new_zeros(())
                 return unit[:0].sum(), {"positives": nothing, "own_negatives": nothing}
+            known = [F.normalize(a, dim=1) for a in known]
             # the mean of cosines is one product with the mean of the unit anchors
-            means = torch.stack([F.normalize(a, dim=1).mean(0) for a in known])
-            similarity = unit @ means.T
+            similarity = unit @ torch.stack([a.mean(0) for a in known]).T
             positive, negative, nearest = self._select(similarity.detach())
-            values = [
-                _contrast(similarity[:, c] / self.temperature, positive[:, c], negative[:, c])
-                for c in range(len(known)) if positive[:, c].any() and negative[:, c].any()
-            ]  # fmt: skip
+            values = []
+            for c, members in enumerate(known):
+                if positive[:, c].any() and negative[:, c].any():
+                    cosines = similarity[:, c, None] if self.anchor == "mean" else unit @ members.T
+                    values.append(_contrast(cosines / self.temperature, positive[:, c], negative[:, c]))
             loss = torch.stack(values).mean() if values else unit[:0].sum()
         own = (negative & nearest).sum() / negative.sum().clamp(min=1)
         return loss, {"positives": positive.any(1).to(dtype).mean(), "own_negatives": own}

@@ -156,13 +156,14 @@ def agreement(labels: torch.Tensor, seen: Seen) -> dict[str, torch.Tensor]:
         seen: what the peer made of these images.
 
     Returns:
-        ``agreement_low`` for t < T/2 and ``agreement_high`` for the other images, or ``agreement`` for a peer without
-        noise; none where there is no such image or no foreground.
+        ``agreement/0.9`` for 0.9 T <= t < T and so on for each tenth of T, or ``agreement`` for a peer without noise;
+        none where there is no such image or no foreground.
     """
     found = seen.logits.max(1).indices
     groups = {"agreement": seen.reliable.new_ones(len(labels))}
     if seen.noise is not None:
-        groups = {"agreement_low": seen.noise < 0.5, "agreement_high": seen.noise >= 0.5}
+        tenths = (seen.noise * 10).int()
+        groups = {f"agreement/0.{tenth}": tenths == tenth for tenth in tenths.unique().tolist()}
     shares = {}
     for name, images in groups.items():
         foreground = ((labels > 0) | (found > 0))[images]

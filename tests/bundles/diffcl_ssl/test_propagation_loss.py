@@ -11,7 +11,7 @@ from diffcl_ssl.propagation_loss import LabelPropagationLoss
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 OPTIONS = [
     {}, {"positive": 0.2, "negative": 0.5}, {"temperature": 1.3},
-    {"selection": "threshold", "positive": 0.3, "negative": -0.2},
+    {"selection": "threshold", "positive": 0.3, "negative": -0.2}, {"anchor": "each"},
 ]  # fmt: skip
 
 
@@ -26,7 +26,8 @@ def make_case(sizes=(5, 7, 9), count=40, width=4, dtype=torch.float64):
     return anchors, rand(count, width)
 
 
-def naive(anchors, vectors, positive=0.1, negative=0.3, temperature=0.1, selection="topk", min_bank=1):
+def naive(anchors, vectors, positive=0.1, negative=0.3, temperature=0.1, selection="topk", min_bank=1,
+          anchor="mean"):
     """The docstring's formula, one cosine after the other; also the positives and negatives of each class."""
     known = [a.tolist() for a in anchors if len(a) >= min_bank]
     dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))  # noqa: E731
@@ -42,9 +43,15 @@ def naive(anchors, vectors, positive=0.1, negative=0.3, temperature=0.1, selecti
         top = [j for j in top if s[j][c] == max(s[j])]
         chosen.append((set(top), set(low)))
         if top and low:
-            pushed = sum(math.exp(s[n][c] / temperature) for n in low)
-            own = [math.exp(s[p][c] / temperature) for p in top]
-            values.append(sum(-math.log(e / (e + pushed)) for e in own) / len(own))
+            of = [[row[c]] for row in s]
+            if anchor == "each":
+                of = [[cos(a, b) for a in known[c]] for b in vectors.tolist()]
+            logs = []
+            for a in range(len(of[0])):
+                pushed = sum(math.exp(of[n][a] / temperature) for n in low)
+                own = [math.exp(of[p][a] / temperature) for p in top]
+                logs += [-math.log(e / (e + pushed)) for e in own]
+            values.append(sum(logs) / len(logs))
     return sum(values) / len(values), chosen
 
 
@@ -136,6 +143,8 @@ def test_nothing_to_count_gives_zero_with_zero_gradient(sizes, count, options):
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="selection must be one of topk, threshold, got 'all'"):
         make(selection="all")
+    with pytest.raises(ValueError, match="anchor must be one of mean, each, got 'all'"):
+        make(anchor="all")
     for options in ({"temperature": 0}, {"min_bank": 0}):
         with pytest.raises(ValueError, match="temperature and min_bank must be positive, got"):
             make(**options)

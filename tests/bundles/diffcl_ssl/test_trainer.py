@@ -321,16 +321,17 @@ def test_propagation_enters_after_a_while_and_prototypes_at_once(step, weight):
 
 
 def test_agreement_by_hand():
-    """Foreground of either network, images at low noise apart from those at high noise."""
+    """Foreground of either network, the images of each tenth of the noise apart."""
     labels = torch.tensor([[0, 0, 1, 2], [1, 1, 0, 0], [0, 0, 0, 0], [2, 2, 2, 0]])
     found = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 2, 2, 1]])
     logits = nn.functional.one_hot(found, 3).movedim(-1, 1).float()
     reliable = torch.ones(4, dtype=torch.bool)
     plain = agreement(labels, Seen(logits, logits, reliable))
     assert {name: value.item() for name, value in plain.items()} == {"agreement": pytest.approx(5 / 9)}
-    noise = torch.tensor([0.0, 0.49, 0.2, 0.5])
+    noise = torch.tensor([700 / 1000, 0.699, 0.7, 0.799])
     shares = agreement(labels, Seen(logits, logits, reliable, noise))
-    expected = {"agreement_low": pytest.approx(3 / 5), "agreement_high": pytest.approx(2 / 4)}
-    assert {name: value.item() for name, value in shares.items()} == expected
-    shares = agreement(labels[:3], Seen(logits[:3], logits[:3], reliable[:3], torch.tensor([0.1, 0.3, 0.9])))
-    assert shares.keys() == {"agreement_low"}  # the third image has no foreground
+    assert {name: value.item() for name, value in shares.items()} == {
+        "agreement/0.6": pytest.approx(2 / 2), "agreement/0.7": pytest.approx(3 / 7),
+    }  # fmt: skip
+    shares = agreement(labels[:3], Seen(logits[:3], logits[:3], reliable[:3], torch.tensor([0.0, 0.3, 0.9])))
+    assert shares.keys() == {"agreement/0.0", "agreement/0.3"}  # the third image has no foreground
