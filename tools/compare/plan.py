@@ -33,6 +33,11 @@ class Run:
         return self.folder / "models" / "checkpoint.pt"
 
     @property
+    def seconds(self) -> Path:
+        """What it took, of a run that was not interrupted."""
+        return self.folder / "seconds"
+
+    @property
     def name(self) -> str:
         return f"{self.variant}, {point_name(self.point)}"
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from common.report import write_cases_csv
@@ -38,6 +39,7 @@ def report(runs: Sequence[Run], settings: dict[str, Any], folder: Path, end: str
         for line in said(run) if points[point_name(run.point)] else ():
             lines.setdefault(line, {})[run.variant] = None
     notes += [line if len(lines) == 1 else f"{', '.join(variants)}: {line}" for line, variants in lines.items()]
+    notes += minutes([run for run in runs if points[point_name(run.point)]])
     save_picture(tables, folder / "table.png")
     text = "\n\n".join([format_tables(tables, next(iter(settings["variants"]))), *notes, end])
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
@@ -49,6 +51,16 @@ def said(run: Run) -> list[str]:
     file = run.cases.with_name("summary.md")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [line for line in lines if line.startswith(("Scored: ", "The checkpoint "))]
+
+
+def minutes(runs: Sequence[Run]) -> list[str]:
+    """How long a run of each variant took, in the mean of those that were not interrupted."""
+    taken: dict[str, list[float]] = {}
+    for run in runs:
+        if run.seconds.is_file():
+            taken.setdefault(run.variant, []).append(float(run.seconds.read_text(encoding="utf-8")) / 60)
+    each = ", ".join(f"{variant} {mean(values):.1f}" for variant, values in taken.items())
+    return [f"Minutes of a run with its scoring, in the mean: {each}."] if each else []
 
 
 def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:

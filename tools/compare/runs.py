@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ def do_run(run: Run) -> str | None:
     run.folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush(), sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
+    whole, start = not run.checkpoint.is_file(), time.monotonic()
     with open(run.folder / "run.log", "a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
     try:
@@ -33,6 +35,8 @@ def do_run(run: Run) -> str | None:
         if not run.cases.is_file():
             raise FileNotFoundError(f"{run.cases}: the `run` of the bundle's config did not write it")
         run.checkpoint.unlink(missing_ok=True)  # large, and of no more use
+        if whole:
+            run.seconds.write_text(f"{time.monotonic() - start:.0f}\n", encoding="utf-8")
     except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         traceback.print_exc()
         return one_line(error)

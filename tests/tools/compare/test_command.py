@@ -80,6 +80,23 @@ def test_what_the_summaries_say_of_the_scores_is_said_once(command, tmp_path, sc
         "theirs: Scored: `test`. Checkpoint: the last, the student."]
 
 
+def test_minutes_are_those_of_runs_that_were_not_interrupted(command, tmp_path):
+    options = {"variants": "ours,theirs", "axes": {"seeds": "0,1", "folds": 0, "labels": 1}}
+    runs = tmp_path / "out" / "runs"
+    begun = runs / "seed_1_fold_0_novel_labels_1" / "theirs" / "models"
+    begun.mkdir(parents=True)
+    (begun / "checkpoint.pt").write_text("half")
+    command(**options)
+    files = sorted(runs.glob("*/*/seconds"))
+    assert [str(file.parent.relative_to(runs)) for file in files] == [
+        "seed_0_fold_0_novel_labels_1/ours", "seed_0_fold_0_novel_labels_1/theirs", "seed_1_fold_0_novel_labels_1/ours"]
+    for file, seconds in zip(files, ("60", "240", "120"), strict=True):
+        file.write_text(seconds)
+    command(**options)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "\nMinutes of a run with its scoring, in the mean: ours 1.5, theirs 4.0.\n" in text
+
+
 def test_a_finished_comparison_runs_nothing_again(command, tmp_path, screen):
     options = {"variants": "ours,theirs", "axes": {"seeds": 0, "folds": (0,), "labels": "1,2"}}
     command(**options)
