@@ -30,6 +30,7 @@ def read_semi_supervised(
     spatial_dims: int = 3,
     patch_size: Sequence[int] = (32, 32, 32),
     zoom: float | Sequence[float] = 1.0,
+    sample: bool = False,
 ) -> dict[str, Any]:
     """Read and check a data set; no label of a case that trains without one is opened.
 
@@ -42,6 +43,8 @@ def read_semi_supervised(
         need_unlabeled: false where nothing is learnt from unlabelled cases.
         spatial_dims, patch_size, zoom: of the training: 2 for slices; one length an axis of these; a number, or one for
             each axis of an image.
+        sample: these are the sample data, whose unlabelled images are marked: :class:`PairDataset` does not mix them
+            with anyone's own scans.
 
     Returns:
         ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label) and
@@ -69,7 +72,7 @@ def read_semi_supervised(
     _warn_of_rare_classes(dataset, facts["training"])
     return {
         "training": dataset.training,
-        "unlabeled": dataset.unlabeled,
+        "unlabeled": [item | {"sample": True} for item in dataset.unlabeled] if sample else dataset.unlabeled,
         "validation": dataset.validation,
         "test": [item for item in dataset.test if "label" in item],
         "labels": dataset.labels,
@@ -138,7 +141,7 @@ class PairDataset(torch.utils.data.Dataset):
         augmentation: random dictionary transform of the same keys; null draws the images as they are.
 
     Raises:
-        DataError: nothing to train on.
+        DataError: nothing to train on; labelled images from elsewhere and unlabelled ones of the sample data.
     """
 
     def __init__(
@@ -150,6 +153,12 @@ class PairDataset(torch.utils.data.Dataset):
         spatial_dims: int = 3,
         seed: int = 0,
     ) -> None:
+        # MONAI Label replaces the labelled images by its own, which have no case, and nothing else
+        if any("case" not in item for item in data) and any(item.get("sample") for item in unlabeled):
+            raise DataError(
+                f"found labelled images such as {data[0]['image']}, but classes and unlabelled images of the sample "
+                "data: set `dataset_dir` in train.json to a data set with your own `labels` and `unlabeled` images."
+            )
         self.labelled = _read(data, ("image", "label"), transform, spatial_dims)
         self.unlabeled = _read(unlabeled, ("image",), transform, spatial_dims)
         if not self.labelled:

@@ -22,7 +22,8 @@ def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[st
     if options.get("spatial_dims", 3) != 3:
         raise ValueError(f"spatial_dims: expected 3, found {options['spatial_dims']}; transmedseg_ssl takes slices.")
     directory = Path(dataset_dir)
-    if directory.resolve() == (Path(bundle_root) / "sample_data").resolve() and not directory.exists():
+    sample = directory.resolve() == (Path(bundle_root) / "sample_data").resolve()
+    if sample and not directory.exists():
         logger.info("generating sample data in %s", directory)
         generate_sample_data(directory)
-    return read_semi_supervised(dataset_dir, **options)
+    return read_semi_supervised(dataset_dir, sample=sample, **options)

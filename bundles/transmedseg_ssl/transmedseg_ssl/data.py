@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[str, Any]:
     """:func:`common.semi_supervised.read_semi_supervised`; generates the sample data when its folder is missing."""
     directory = Path(dataset_dir)
-    if directory.resolve() == (Path(bundle_root) / "sample_data").resolve() and not directory.exists():
+    sample = directory.resolve() == (Path(bundle_root) / "sample_data").resolve()
+    if sample and not directory.exists():
         logger.info("generating sample data in %s", directory)
         generate_sample_data(directory)
-    return read_semi_supervised(dataset_dir, **options)
+    return read_semi_supervised(dataset_dir, sample=sample, **options)
