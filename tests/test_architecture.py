@@ -69,6 +69,17 @@ def test_default_network_is_the_same_in_training_and_inference(name):
 
 
 @pytest.mark.parametrize("name", BUNDLES)
+def test_the_schedule_is_as_long_as_the_trainer_runs(name):
+    """MONAI Label sets the trainer's own number of epochs."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(ROOT / "bundles" / name / "configs" / "train.json")
+    parser["train::trainer::max_epochs"] = 50
+    assert parser.get_parsed_content("schedule_epochs") == 50
+
+
+@pytest.mark.parametrize("name", BUNDLES)
 def test_evaluation_takes_all_options_that_the_training_left(name):
     train, evaluate = (json.loads((ROOT / "bundles" / name / "configs" / file).read_text())
                        for file in ("train.json", "evaluate.json"))  # fmt: skip

@@ -80,7 +80,9 @@ class Tools:
         config: str | None = None,
         **overrides: str,
     ) -> None:
-        """Train a method and its rivals under one protocol; print their table. Goes on where it was stopped.
+        """Train a method and its rivals under one protocol; print their table, and how long a run of each took.
+
+        Goes on where it was stopped.
 
         Args:
             bundle: name of a folder in bundles/; its configs/compare.json says what is compared.

@@ -30,7 +30,6 @@ def read_semi_supervised(
     spatial_dims: int = 3,
     patch_size: Sequence[int] = (32, 32, 32),
     zoom: float | Sequence[float] = 1.0,
-    sample: bool = False,
 ) -> dict[str, Any]:
     """Read and check a data set; no label of a case that trains without one is opened.
 
@@ -43,8 +42,6 @@ def read_semi_supervised(
         need_unlabeled: false where nothing is learnt from unlabelled cases.
         spatial_dims, patch_size, zoom: of the training: 2 for slices; one length an axis of these; a number, or one for
             each axis of an image.
-        sample: these are the sample data, whose unlabelled images are marked: :class:`PairDataset` does not mix them
-            with anyone's own scans.
 
     Returns:
         ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label) and
@@ -72,7 +69,7 @@ def read_semi_supervised(
     _warn_of_rare_classes(dataset, facts["training"])
     return {
         "training": dataset.training,
-        "unlabeled": [item | {"sample": True} for item in dataset.unlabeled] if sample else dataset.unlabeled,
+        "unlabeled": dataset.unlabeled,
         "validation": dataset.validation,
         "test": [item for item in dataset.test if "label" in item],
         "labels": dataset.labels,
@@ -139,9 +136,10 @@ class PairDataset(torch.utils.data.Dataset):
         transform: deterministic dictionary transform of ``image`` and, where there is one, ``label``
             (``allow_missing_keys``), from paths to ``(C, *spatial)`` and ``(1, *spatial)``.
         augmentation: random dictionary transform of the same keys; null draws the images as they are.
+        sample: the data set is the sample data.
 
     Raises:
-        DataError: nothing to train on; labelled images from elsewhere and unlabelled ones of the sample data.
+        DataError: nothing to train on; other people's labelled images with the sample data.
     """
 
     def __init__(
@@ -152,12 +150,13 @@ class PairDataset(torch.utils.data.Dataset):
         augmentation: Callable | None,
         spatial_dims: int = 3,
         seed: int = 0,
+        sample: bool = False,
     ) -> None:
-        # MONAI Label replaces the labelled images by its own, which have no case, and nothing else
-        if any("case" not in item for item in data) and any(item.get("sample") for item in unlabeled):
+        foreign = [item["image"] for item in data if "case" not in item]
+        if sample and foreign:  # MONAI Label replaces the labelled images, not the classes and the unlabelled images
             raise DataError(
-                f"found labelled images such as {data[0]['image']}, but classes and unlabelled images of the sample "
-                "data: set `dataset_dir` in train.json to a data set with your own `labels` and `unlabeled` images."
+                f"expected labelled images of the sample data, whose classes and unlabelled images are used, found "
+                f"{foreign[0]}; set `dataset_dir` in train.json to your own data set."
             )
         self.labelled = _read(data, ("image", "label"), transform, spatial_dims)
         self.unlabeled = _read(unlabeled, ("image",), transform, spatial_dims)

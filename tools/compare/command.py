@@ -36,6 +36,8 @@ def compare(
 ) -> None:
     """Run what is missing of a comparison and write ``cases.csv``, ``table.md`` and ``table.png`` into its folder.
 
+    Below its tables ``table.md`` says what was scored, and how many minutes a run of each variant took.
+
     Args:
         axes: chosen values for ``seeds``, ``folds``, ``labels`` and ``domains``; None takes those of the settings.
         overrides: keys of train.json, for all runs.
@@ -52,6 +54,10 @@ def compare(
     grid = read_grid(settings["grid"], chosen, dataset)
     for changes in (settings["overrides"], overrides or {}, *settings["variants"].values()):
         check_overrides(changes, grid)
+    fixed = set.intersection(*map(set, settings["variants"].values()))
+    idle = [key for key in overrides or {} if key in fixed]
+    if idle:
+        raise SystemExit(f"{', '.join(idle)}: each variant of `{group}` has its own; change them in a file, --config")
     suffix = "" if group == "variants" else f"_{group}"
     folder = Path(output) if output else BUNDLES / bundle / "eval" / "compare" / f"{dataset.name}{suffix}"
     folder = folder.absolute()
@@ -59,7 +65,8 @@ def compare(
     runs = make_runs(configs, settings["variants"], grid, shared, folder)
     claim_folders(runs)
     failed = run_all(runs, processes)
-    text = report(runs, settings, folder, footer(runs, grid, shared))
+    everyones = {key: value for key, value in shared.items() if key not in fixed}
+    text = report(runs, settings, folder, footer(runs, grid, everyones))
     print(f"{text}\n\ntables: {folder / 'table.md'}\npicture: {folder / 'table.png'}\ncases: {folder / 'cases.csv'}")
     if failed:
         lines = [f"  {run.name}: {error}\n    {run.folder / 'run.log'}" for run, error in failed]

@@ -55,12 +55,16 @@ def said(run: Run) -> list[str]:
 
 def minutes(runs: Sequence[Run]) -> list[str]:
     """How long a run of each variant took, in the mean of those that were not interrupted."""
-    taken: dict[str, list[float]] = {}
+    taken: dict[str, list[float | None]] = {}
     for run in runs:
-        if run.seconds.is_file():
-            taken.setdefault(run.variant, []).append(float(run.seconds.read_text(encoding="utf-8")) / 60)
-    each = ", ".join(f"{variant} {mean(values):.1f}" for variant, values in taken.items())
-    return [f"Minutes of a run with its scoring, in the mean: {each}."] if each else []
+        known = float(run.seconds.read_text(encoding="utf-8")) / 60 if run.seconds.is_file() else None
+        taken.setdefault(run.variant, []).append(known)
+    each = []
+    for variant, values in taken.items():
+        known = [value for value in values if value is not None]
+        of = "" if len(known) == len(values) else f" ({len(known)} of {len(values)} runs)"
+        each.append(f"{variant} {mean(known):.1f}{of}" if known else f"{variant} not known")
+    return [f"Minutes of a run with its scoring, in the mean: {', '.join(each)}."]
 
 
 def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:

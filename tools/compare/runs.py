@@ -9,9 +9,10 @@ import logging
 import os
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from common.engine.root_cause import causes
@@ -27,7 +28,8 @@ def do_run(run: Run) -> str | None:
     run.folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush(), sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    whole, start = not run.checkpoint.is_file(), time.monotonic()
+    whole, start = not run.checkpoint.is_file(), monotonic()
+    run.seconds.unlink(missing_ok=True)
     with open(run.folder / "run.log", "a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
     try:
@@ -36,7 +38,7 @@ def do_run(run: Run) -> str | None:
             raise FileNotFoundError(f"{run.cases}: the `run` of the bundle's config did not write it")
         run.checkpoint.unlink(missing_ok=True)  # large, and of no more use
         if whole:
-            run.seconds.write_text(f"{time.monotonic() - start:.0f}\n", encoding="utf-8")
+            _write(run.seconds, f"{monotonic() - start:.0f}\n")
     except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         traceback.print_exc()
         return one_line(error)
@@ -95,9 +97,14 @@ def claim_folders(runs: Sequence[Run]) -> None:
         raise SystemExit("\n  ".join([f"these runs were made with another configuration; {todo}:", *shown]))
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
-        file, part = run.folder / RUN_FILE, run.folder / f"{RUN_FILE}.tmp"
-        part.write_text(json.dumps(configs[run.folder], indent=1), encoding="utf-8")
-        os.replace(part, file)
+        _write(run.folder / RUN_FILE, json.dumps(configs[run.folder], indent=1))
+
+
+def _write(file: Path, text: str) -> None:
+    """At once: a comparison that is killed leaves no half of it."""
+    part = file.with_name(f"{file.name}.tmp")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
 
 
 def effective_config(run: Run) -> dict[str, Any]:

@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[str, Any]:
-    """:func:`common.semi_supervised.read_semi_supervised`; generates the sample data when its folder is missing.
+    """:func:`common.semi_supervised.read_semi_supervised`, and under ``sample`` whether these are the sample data.
+
+    Generates them when their folder is missing.
 
     Raises:
         ValueError: slices are asked for.
@@ -26,4 +28,4 @@ def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[st
     if sample and not directory.exists():
         logger.info("generating sample data in %s", directory)
         generate_sample_data(directory)
-    return read_semi_supervised(dataset_dir, sample=sample, **options)
+    return read_semi_supervised(dataset_dir, **options) | {"sample": sample}

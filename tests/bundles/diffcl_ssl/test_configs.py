@@ -40,6 +40,7 @@ def test_every_setting_of_a_comparison_builds(bundle, tmp_path):
 def test_hippocampi_are_compared_by_the_same_settings(bundle, tmp_path):
     data = bundle.write(tmp_path / "set", training=4)
     overrides, settings = bundle.settings("compare_hippocampus")
-    assert settings == bundle.settings("compare")[1]
+    of_time = bundle.read("compare")["equal_time"].values()  # what takes the same time on left atria does not here
+    assert settings == [setting for setting in bundle.settings("compare")[1] if setting not in of_time]
     trainer = bundle.build(tmp_path, data, **overrides | bundle.sizes)
     assert len({item["case"] for item in trainer.data_loader.dataset.labelled}) == overrides["labelled"]

@@ -102,11 +102,12 @@ def test_gradient(options):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [1e-3, 0.1, 1e4])
 @pytest.mark.parametrize("scale", [6e4, 0.0])
-def test_finite_at_the_extremes(dtype, temperature, scale):
+@pytest.mark.parametrize("anchor", ["mean", "each"])
+def test_finite_at_the_extremes(dtype, temperature, scale, anchor):
     anchors, vectors = make_case(dtype=torch.float32)
     anchors = [(scale * a).clamp(-6e4, 6e4).to(dtype) for a in anchors]
     vectors = (scale * vectors).clamp(-6e4, 6e4).to(dtype).requires_grad_()
-    loss, log = make(temperature=temperature)(anchors, vectors)
+    loss, log = make(temperature=temperature, anchor=anchor)(anchors, vectors)
     loss.backward()
     assert loss.isfinite() and all(value.isfinite() for value in log.values())
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -115,12 +116,13 @@ def test_finite_at_the_extremes(dtype, temperature, scale):
     assert scale or loss.item() == pytest.approx(math.log(1 + 12), rel=1e-6)
 
 
-def test_float32_under_autocast():
+@pytest.mark.parametrize("anchor", ["mean", "each"])
+def test_float32_under_autocast(anchor):
     anchors, vectors = make_case(dtype=torch.float32)
     vectors.requires_grad_()
-    expected = make()(anchors, vectors)[0]
+    expected = make(anchor=anchor)(anchors, vectors)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        loss = make()(anchors, vectors)[0]
+        loss = make(anchor=anchor)(anchors, vectors)[0]
     assert torch.equal(loss, expected) and loss.dtype == torch.float32
 
 

@@ -80,21 +80,42 @@ def test_what_the_summaries_say_of_the_scores_is_said_once(command, tmp_path, sc
         "theirs: Scored: `test`. Checkpoint: the last, the student."]
 
 
-def test_minutes_are_those_of_runs_that_were_not_interrupted(command, tmp_path):
+def test_what_every_variant_sets_is_no_override_of_all(command, bundles, screen):
+    file = bundles / "toy_bundle" / "configs" / "compare.json"
+    config = json.loads(file.read_text())
+    config["equal_time"] = {"ours": {"max_epochs": 5}, "theirs": {"max_epochs": 7}}
+    config["overrides"] |= {"target": "A"}
+    file.write_text(json.dumps(config))
+    options = {"group": "equal_time", "axes": {"seeds": 0, "folds": 0, "labels": 1}}
+    with pytest.raises(SystemExit, match="^max_epochs: each variant of `equal_time` has its own; change them"):
+        command(**options, overrides={"max_epochs": 2})
+    command(**options)
+    assert "Overrides: target A. torch" in screen.readouterr().out
+
+
+def test_minutes_are_those_of_runs_that_were_not_interrupted(command, tmp_path, monkeypatch):
     options = {"variants": "ours,theirs", "axes": {"seeds": "0,1", "folds": 0, "labels": 1}}
     runs = tmp_path / "out" / "runs"
-    begun = runs / "seed_1_fold_0_novel_labels_1" / "theirs" / "models"
-    begun.mkdir(parents=True)
-    (begun / "checkpoint.pt").write_text("half")
+    begun = runs / "seed_1_fold_0_novel_labels_1" / "theirs"
+    (begun / "models").mkdir(parents=True)
+    (begun / "models" / "checkpoint.pt").write_text("half")
+    (begun / "seconds").write_text("6000")  # of an earlier result, which somebody has deleted
+    ticks = itertools.count(step=90)
+    monkeypatch.setattr("tools.compare.runs.monotonic", lambda: next(ticks))
     command(**options)
-    files = sorted(runs.glob("*/*/seconds"))
-    assert [str(file.parent.relative_to(runs)) for file in files] == [
-        "seed_0_fold_0_novel_labels_1/ours", "seed_0_fold_0_novel_labels_1/theirs", "seed_1_fold_0_novel_labels_1/ours"]
-    for file, seconds in zip(files, ("60", "240", "120"), strict=True):
-        file.write_text(seconds)
-    command(**options)
-    text = (tmp_path / "out" / "table.md").read_text()
-    assert "\nMinutes of a run with its scoring, in the mean: ours 1.5, theirs 4.0.\n" in text
+    found = {str(file.parent.relative_to(runs)): file.read_text() for file in runs.glob("*/*/seconds")}
+    assert found == dict.fromkeys(["seed_0_fold_0_novel_labels_1/ours", "seed_0_fold_0_novel_labels_1/theirs",
+                                   "seed_1_fold_0_novel_labels_1/ours"], "90\n")  # fmt: skip
+
+    def line():
+        command(**options)
+        text = (tmp_path / "out" / "table.md").read_text()
+        return [line.partition(": ")[2] for line in text.splitlines() if line.startswith("Minutes of a run")]
+
+    (runs / "seed_0_fold_0_novel_labels_1" / "ours" / "seconds").write_text("210")
+    assert line() == ["ours 2.5, theirs 1.5 (1 of 2 runs)."]
+    (runs / "seed_0_fold_0_novel_labels_1" / "theirs" / "seconds").unlink()
+    assert line() == ["ours 2.5, theirs not known."]
 
 
 def test_a_finished_comparison_runs_nothing_again(command, tmp_path, screen):
