@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[str, Any]:
     """:func:`common.semi_supervised.read_semi_supervised`, and under ``sample`` whether these are the sample data.
 
-    Generates them when their folder is missing."""
+    Generates them when their folder is missing.
+    """
     directory = Path(dataset_dir)
     sample = directory.resolve() == (Path(bundle_root) / "sample_data").resolve()
     if sample and not directory.exists():
