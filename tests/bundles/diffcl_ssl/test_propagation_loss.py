@@ -26,8 +26,7 @@ def make_case(sizes=(5, 7, 9), count=40, width=4, dtype=torch.float64):
     return anchors, rand(count, width)
 
 
-def naive(anchors, vectors, positive=0.1, negative=0.3, temperature=0.1, selection="topk", min_bank=1,
-          anchor="mean"):
+def naive(anchors, vectors, positive=0.1, negative=0.3, temperature=0.1, selection="topk", min_bank=1, anchor="mean"):
     """The docstring's formula, one cosine after the other; also the positives and negatives of each class."""
     known = [a.tolist() for a in anchors if len(a) >= min_bank]
     dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))  # noqa: E731
