@@ -16,7 +16,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 
 NAN = float("nan")
-UNITS = ("mm", "px")
+UNITS = ("mm", "px", "voxels")
 _STATUSES = ("absent", "missed", "false_positive")
 
 
@@ -24,7 +24,7 @@ def score_structure(
     prediction: np.ndarray,
     truth: np.ndarray,
     spacing: Sequence[float],
-    distances: bool = True,
+    distances: bool | str = True,
     unit: str = "mm",
     symmetric: bool = True,
 ) -> dict[str, Any]:
@@ -47,8 +47,9 @@ def score_structure(
         prediction: boolean mask, or anything where not 0 means inside.
         truth: the same for the truth.
         spacing: mm per voxel, one number for each axis; for data without spacing usually 1 for each.
-        distances: False leaves HD95 and ASD out (nan): they take most of the time.
-        unit: of ``spacing``: "mm", or "px" for data without spacing.
+        distances: "voxels" gives HD95 and ASD in voxels whatever their spacing, as much of the literature prints them;
+            False leaves them out (nan): they take most of the time.
+        unit: of ``spacing``: "mm", or "px" or "voxels" for data without spacing.
         symmetric: False gives the ASD of older papers, from the prediction's surface to that of the truth alone, which
             does not see what the prediction leaves out; the column's name stays.
 
@@ -56,7 +57,7 @@ def score_structure(
         both ``(*spatial)``.
 
     Raises:
-        ValueError: shapes or spacing do not fit, or the unit is another.
+        ValueError: shapes or spacing do not fit, or the unit or ``distances`` is another.
     """
     if unit not in UNITS:
         raise ValueError(f"unit: expected one of {', '.join(UNITS)}, found {unit}.")
@@ -71,10 +72,27 @@ def score_structure(
     counts = {"truth_voxels": int(truth.sum()), "prediction_voxels": int(prediction.sum())}
     volumes = {"truth_ml": counts["truth_voxels"] * voxel_ml, "prediction_ml": counts["prediction_voxels"] * voxel_ml}
     status = _status(counts["truth_voxels"], counts["prediction_voxels"])
-    *shares, hd95, asd = _measures(status, prediction, truth, spacing, distances, symmetric)
+    unit = distance_unit(unit, distances)
+    spacing = [1.0] * truth.ndim if unit == "voxels" else spacing
+    *shares, hd95, asd = _measures(status, prediction, truth, spacing, bool(distances), symmetric)
     found = [value if status == "ok" else NAN for value in (hd95, asd)]
     measures = dict(zip(_measure_names(unit), (*shares, hd95, found[0], asd, found[1]), strict=True))
     return {"status": status, **measures, **counts, **volumes}
+
+
+def distance_unit(unit: str, distances: bool | str) -> str:
+    """The unit of HD95 and ASD, which stands in the names of their columns.
+
+    Args:
+        unit: of the spacing.
+        distances: True, "voxels" or False, as in :func:`score_structure`.
+
+    Raises:
+        ValueError: ``distances`` is another.
+    """
+    if distances not in (True, False, "voxels"):
+        raise ValueError(f"distances: expected True, voxels or False, found {distances}.")
+    return "voxels" if distances == "voxels" else unit
 
 
 def case_rows(
@@ -85,7 +103,7 @@ def case_rows(
     spacing: Sequence[float],
     unit: str = "mm",
     symmetric: bool = True,
-    distances: bool = True,
+    distances: bool | str = True,
     **extra: Any,
 ) -> list[dict[str, Any]]:
     """One row for each structure of two label maps, with ``extra`` columns (protocol, seed, ...) behind the case.

@@ -105,13 +105,14 @@ class CaseEvaluator(SupervisedEvaluator):
         return plain(self.keep(label_map))[0]
 
     def report(
-        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True
+        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool | str = True
     ) -> list[dict[str, Any]]:
         """Score the saved model; writes ``cases.csv``, ``summary.md`` and overlay pictures of the first cases.
 
         Args:
             pictures: how many cases are drawn.
-            distances: False leaves HD95 and ASD out, most of the time of a report.
+            distances: HD95 and ASD in mm (photographs: pixels); "voxels" gives them in voxels, False leaves them out,
+                most of the time of a report.
 
         Returns:
             a row for each structure of each image.
@@ -139,7 +140,7 @@ class CaseEvaluator(SupervisedEvaluator):
         logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "overlay_*.png")
         return rows
 
-    def _score(self, case: Mapping[str, Any], distances: bool, folder: Path | None) -> list[dict[str, Any]]:
+    def _score(self, case: Mapping[str, Any], distances: bool | str, folder: Path | None) -> list[dict[str, Any]]:
         """The rows of a case; its picture goes into the folder, if any."""
         name, scan, label_map = case["case"], case["scan"], self.segment(case).numpy()
         rows = case_rows(name, label_map, case["label"].numpy(), self.labels, case["spacing"], case["unit"],

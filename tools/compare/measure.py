@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 
 SHARES = ("dice", "jaccard")  # of 1; written in percent
-_UNITS = ("mm", "px")
+_UNITS = ("mm", "px", "voxels")
 _SHORT = ("hd95", "asd")
 
 

@@ -99,12 +99,12 @@ class FewShotEvaluator(SupervisedEvaluator):
         return entries
 
     def report(
-        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True
+        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool | str = True
     ) -> list[dict[str, Any]]:
         """Score the saved model under every protocol; writes ``cases.csv``, ``summary.md`` and overlay pictures.
 
         Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``). Without
-        ``distances`` HD95 and ASD, most of the time of a report, are left out.
+        ``distances`` HD95 and ASD, most of the time of a report, are left out; "voxels" gives them in voxels.
         """
         self.network.load_state_dict(load_checkpoint(model_file))
         self._banks.clear()
@@ -129,7 +129,7 @@ class FewShotEvaluator(SupervisedEvaluator):
         return rows
 
 
-def entry_row(entry: dict[str, Any], query: dict[str, Any], distances: bool) -> dict[str, Any]:
+def entry_row(entry: dict[str, Any], query: dict[str, Any], distances: bool | str) -> dict[str, Any]:
     """One line of the report for one prediction of a :class:`FewShotEvaluator`."""
     predicted, truth, copied = (entry[key][0].cpu().numpy() > 0 for key in (Keys.PRED, Keys.LABEL, "copy"))
     names = {key: entry[key] for key in ("case", "support", "protocol", "structure")}

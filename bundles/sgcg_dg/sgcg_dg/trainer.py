@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.data.whole_cases import CaseDataset
 from common.engine import load_checkpoint, use_bfloat16
-from common.report import format_table, score_structure, summarise, write_cases_csv
+from common.report import distance_unit, format_table, score_structure, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
 
 from .data import DomainDataset
@@ -89,7 +89,7 @@ class DomainEvaluator(SupervisedEvaluator):
         return [to_masks(own, case, self.protocol) for own, case in zip(logits, cases, strict=True)]
 
     def report(
-        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool = True
+        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool | str = True
     ) -> list[dict[str, Any]]:
         """Score the saved model; writes ``cases.csv``, ``summary.md``, overlay pictures and ``features.png``.
 
@@ -125,7 +125,7 @@ class DomainEvaluator(SupervisedEvaluator):
         return rows
 
     def case_rows(
-        self, case: dict, masks: np.ndarray, prior: torch.Tensor, bn: str, distances: bool
+        self, case: dict, masks: np.ndarray, prior: torch.Tensor, bn: str, distances: bool | str
     ) -> list[dict[str, Any]]:
         """A row for each region of a case."""
         truth = self.regions.masks(case["label"][None, None])[0].numpy()
@@ -133,7 +133,7 @@ class DomainEvaluator(SupervisedEvaluator):
         if prior.ndim - 1 < len(size):  # the mask of a slice, for every slice
             prior = prior[..., None].expand(*prior.shape, size[-1])
         prior = F.interpolate(prior[None], size=size, mode="nearest-exact")[0].numpy() > 0
-        unit, rows = case["unit"], []
+        unit, rows = distance_unit(case["unit"], distances), []
         for k, name in enumerate(self.regions.names):
             scores, floor = (self._score(found[k], truth[k], case, distances) for found in (masks, prior))
             priors = {f"prior_{key}": floor[key] for key in ("dice", f"hd95_{unit}", f"asd_{unit}")}
@@ -141,9 +141,9 @@ class DomainEvaluator(SupervisedEvaluator):
             rows.append({**names, **scores, **priors})
         return rows
 
-    def _score(self, mask: np.ndarray, truth: np.ndarray, case: dict, distances: bool) -> dict[str, Any]:
-        unit, missing = case["unit"], self.protocol.empty_distance
-        scores = score_structure(mask, truth, case["spacing"], distances, unit, self.protocol.symmetric)
+    def _score(self, mask: np.ndarray, truth: np.ndarray, case: dict, distances: bool | str) -> dict[str, Any]:
+        unit, missing = distance_unit(case["unit"], distances), self.protocol.empty_distance
+        scores = score_structure(mask, truth, case["spacing"], distances, case["unit"], self.protocol.symmetric)
         if missing is not None and scores["status"] == "missed" and distances:
             scores |= {f"hd95_{unit}": missing, f"asd_{unit}": missing}
         return scores

@@ -172,6 +172,10 @@ def test_a_missed_structure_has_the_distance_that_is_asked_for(cases, tmp_path):
     _, rows = report(tmp_path, evaluator, pictures=0, distances=False)
     assert all(row["hd95_px"] == row["asd_px"] == row["prior_asd_px"] == "" for row in rows)
     assert any(row["dice"] for row in rows)
+    _, rows = report(tmp_path, evaluator, pictures=0, distances="voxels")
+    in_voxels = {row["case"]: row for row in rows if row["structure"] == "cup"}
+    assert [float(in_voxels["missed"][name]) for name in ("hd95_voxels", "asd_voxels")] == [100, 100]
+    assert in_voxels["moved"]["prior_hd95_voxels"] == cups["moved"]["prior_hd95_px"]
 
 
 def test_the_floor_has_the_same_protocol(cases, tmp_path):

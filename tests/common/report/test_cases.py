@@ -95,8 +95,23 @@ def test_pixels_stand_in_the_names_of_the_columns():
     assert missed["hd95_px"] == missed["asd_px"] == 5 and math.isnan(missed["hd95_px_found_only"])
     volume = score_structure(np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, 1, 1), unit="px")
     assert volume["truth_voxels"] == 8 and math.isnan(volume["truth_ml"])
-    with pytest.raises(ValueError, match="unit: expected one of mm, px, found cm"):
+    with pytest.raises(ValueError, match="unit: expected one of mm, px, voxels, found cm"):
         score_structure(np.eye(3), np.eye(3), (1, 1), unit="cm")
+
+
+def test_distances_in_voxels_know_no_spacing():
+    masks = box((2, 2, 2), (3, 3, 3)), box((5, 6, 2), (6, 7, 3))
+    row = score_structure(*masks, (2, 0.5, 3), distances="voxels")
+    assert row["hd95_voxels"] == row["asd_voxels"] == row["asd_voxels_found_only"] == pytest.approx(5)
+    assert not any("_mm" in key for key in row)
+    assert row["truth_ml"] == pytest.approx(0.003)
+    missed = score_structure(np.zeros((2, 3, 6)), np.ones((2, 3, 6)), (9, 9, 9), distances="voxels")
+    assert missed["hd95_voxels"] == missed["asd_voxels"] == 7
+    photograph = score_structure(np.zeros((3, 4)), np.ones((3, 4)), (1, 1), unit="px", distances="voxels")
+    assert photograph["hd95_voxels"] == 5
+    assert "HD95 voxels" in format_table(summarise([{"structure": "x", **row}, {"structure": "x", **missed}]))
+    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found mm"):
+        score_structure(*masks, (1, 1, 1), distances="mm")
 
 
 @pytest.mark.parametrize("seed", range(3))

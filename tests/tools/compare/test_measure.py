@@ -7,6 +7,7 @@ from tools.compare.measure import digits_of, factor_of, name_of
 
 @pytest.mark.parametrize("measure, name", [
     ("dice", ("Dice", "%")), ("jaccard", ("Jaccard", "%")), ("hd95_mm", ("HD95", "mm")), ("asd_px", ("ASD", "px")),
+    ("hd95_voxels", ("HD95", "voxels")),
     ("hd95_mm_found_only", ("HD95 found only", "mm")), ("scatter", ("Scatter", "")), ("mm", ("Mm", "mm")),
 ])  # fmt: skip
 def test_names(measure, name):
