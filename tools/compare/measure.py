@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 SHARES = ("dice", "jaccard")  # of 1; written in percent
@@ -19,6 +19,12 @@ def name_of(measure: str) -> tuple[str, str]:
     units = [part for part in parts if part in _UNITS]
     first, *rest = [part for part in parts if part not in _UNITS] or parts
     return " ".join([first.upper() if first in _SHORT else first.capitalize(), *rest]), " ".join(units)
+
+
+def column_of(measure: str, columns: Sequence[str]) -> str:
+    """The column of a measure, whose unit need not be given: ``hd95_mm``, or ``hd95_px``, of ``hd95``."""
+    bare = {"_".join(part for part in column.split("_") if part not in _UNITS): column for column in columns}
+    return measure if measure in columns else bare.get(measure, measure)
 
 
 def factor_of(measure: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.report import write_cases_csv
 
+from .measure import column_of
 from .picture import save_picture
 from .plan import Run, point_name, text_of
 from .table import format_tables, label_of, make_tables
@@ -21,7 +22,9 @@ from .table import format_tables, label_of, make_tables
 
 def report(runs: Sequence[Run], settings: dict[str, Any], folder: Path, end: str) -> str:
     """Collect the rows of all runs, and write the tables of the grid points at which every variant is done."""
-    rows = {run.folder: read_rows(run, settings) for run in runs if run.cases.is_file()}
+    done = [run for run in runs if run.cases.is_file()]
+    settings = settings | (with_units(settings, done[0].cases) if done else {})
+    rows = {run.folder: read_rows(run, settings) for run in done}
     write_cases_csv([row for own in rows.values() for row in own], folder / "cases.csv")
     points = {point_name(run.point): True for run in runs}
     for run in runs:
@@ -65,6 +68,18 @@ def minutes(runs: Sequence[Run]) -> list[str]:
         of = "" if len(known) == len(values) else f" ({len(known)} of {len(values)} runs)"
         each.append(f"{variant} {mean(known):.1f}{of}" if known else f"{variant} not known")
     return [f"Minutes of a run with its scoring, in the mean: {', '.join(each)}."]
+
+
+def with_units(settings: Mapping[str, Any], cases: Path) -> dict[str, Any]:
+    """``tables`` and ``floor`` of the settings with their measures named as the columns of a run are."""
+    with open(cases, newline="", encoding="utf-8") as file:
+        columns = next(csv.reader(file), [])
+    floor = dict(settings["floor"])
+    if floor:
+        floor["measures"] = {column_of(measure, columns): column_of(source, columns)
+                             for measure, source in floor["measures"].items()}  # fmt: skip
+    tables = [entry | {"measure": column_of(entry["measure"], columns)} for entry in settings["tables"]]
+    return {"tables": tables, "floor": floor}
 
 
 def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:

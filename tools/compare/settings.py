@@ -21,9 +21,10 @@ def read_settings(file: Path, group: str) -> dict[str, Any]:
     overrides    for all runs; ``{output}`` is the folder of the comparison
     grid         key of train.json to its values, the outermost first: a list, or what it takes from the data set:
                  ``each label``, ``each fold``, ``each domain`` (those of ``training``)
-    tables       a list of tables: ``measure``, the column of the runs' ``cases.csv`` to compare; ``columns``, other
-                 columns of it: one table for each value of the first, if there are two, and one column for each value
-                 of the last. Optional: ``less_is_better``, and a ``title`` in place of the measure's name.
+    tables       a list of tables: ``measure``, the column of the runs' ``cases.csv`` to compare (``hd95`` is that of
+                 whichever unit they are in); ``columns``, other columns of it: one table for each value of the first,
+                 if there are two, and one column for each value of the last. Optional: ``less_is_better``, and a
+                 ``title`` in place of the measure's name.
                  A row whose entry in one of the columns is empty belongs to no column, and one without a number of the
                  measure does not count. So what is measured once a run (and not once a case) gets one row of its own
     floor        optional: the ``name`` of what needs no training, and its ``measures``: measure of a table to the

@@ -29,7 +29,7 @@ COMPARE = {
 DOMAINS = {
     "variants": COMPARE["pair"], "overrides": {}, "grid": {"seed": [0, 1], "target": "each domain"},
     "tables": [{"measure": "dice", "columns": ["protocol", "domain"]},
-               {"measure": "asd_px", "columns": ["domain"], "less_is_better": True},
+               {"measure": "asd", "columns": ["domain"], "less_is_better": True},
                {"measure": "scatter", "columns": ["domain"]}],
 }  # fmt: skip
 # dice = 0.25 + gain + 0.125 seed + 0.0625 for the liver - 0.03125 (fold), of one case for each fold; ep2 is half of it,

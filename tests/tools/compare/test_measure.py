@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tools.compare.measure import digits_of, factor_of, name_of
+from tools.compare.measure import column_of, digits_of, factor_of, name_of
 
 
 @pytest.mark.parametrize("measure, name", [
@@ -13,6 +13,14 @@ from tools.compare.measure import digits_of, factor_of, name_of
 def test_names(measure, name):
     assert name_of(measure) == name
     assert factor_of(measure) == (100 if name[1] == "%" else 1)
+
+
+@pytest.mark.parametrize("unit", ["mm", "px", "voxels"])
+def test_the_unit_need_not_be_given(unit):
+    columns = ["case", "dice", f"hd95_{unit}", f"hd95_{unit}_found_only", f"prior_asd_{unit}", "truth_voxels"]
+    wanted = ("dice", "hd95", "hd95_found_only", "prior_asd", "hd95_mm", "x")
+    assert [column_of(measure, columns) for measure in wanted] == [
+        "dice", f"hd95_{unit}", f"hd95_{unit}_found_only", f"prior_asd_{unit}", "hd95_mm", "x"]  # fmt: skip
 
 
 @pytest.mark.parametrize("numbers, digits", [
