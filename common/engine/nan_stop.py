@@ -30,7 +30,8 @@ class StopOnNan:
         values = torch.cat([loss.cpu() for loss in losses])
         if torch.isfinite(values).all():
             return
-        cases = list(dict.fromkeys(_named(engine.state.batch, "case") or _files(engine.state.batch)))
+        named = [name for key in ("case", "unlabeled_case") for name in _named(engine.state.batch, key)]
+        cases = list(dict.fromkeys(named or _files(engine.state.batch)))
         state = engine.state
         raise FloatingPointError(
             f"the loss is {values[~torch.isfinite(values)][0].item()} in epoch {state.epoch}, iteration "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -31,8 +32,13 @@ class Step:
 
     loss: torch.Tensor
     labelled: Voxels
-    unlabelled: Voxels | None = None  # by the teacher, with pseudo-labels
+    taught: Callable[[], Voxels] | None = None
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def unlabelled(self) -> Voxels | None:
+        """By the teacher, with pseudo-labels: made when a plug-in asks, as a base may not need them itself."""
+        return self.taught and self.taught()
 
 
 class Supervised(nn.Module):
@@ -107,12 +113,11 @@ class MeanTeacherBase(Supervised):
         found = network(image)
         square = (found.float().softmax(1) - taught.float().softmax(1)).square().mean(1)
         distance = square.mean() if certain is None else (square * certain).sum() / certain.sum().clamp(min=1)
-        labels, confidence = self.pseudo_labels(taught)
         terms = {"seg": done.loss, "consistency": distance}
         if certain is not None:
             terms["certain"] = certain.float().mean()
-        unlabelled = Voxels(features, taught, labels, confidence)
-        return Step(done.loss + self.weight * ramp * distance, done.labelled, unlabelled, terms)
+        loss = done.loss + self.weight * ramp * distance
+        return Step(loss, done.labelled, lambda: Voxels(features, taught, *self.pseudo_labels(taught)), terms)
 
     def _noisy(self, image: torch.Tensor) -> torch.Tensor:
         return image + (torch.randn_like(image) * self.noise).clamp(-2 * self.noise, 2 * self.noise)
@@ -233,7 +238,7 @@ class CopyPaste(Supervised):
         return Step(
             supervised + self.pseudo_weight * taught_part,
             Voxels(student, logits, labels),
-            Voxels(features, taught, pseudo, confidence),
+            lambda: Voxels(features, taught, pseudo, confidence),
             {"seg": supervised, "pseudo": taught_part},
         )
 

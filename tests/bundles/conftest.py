@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,39 @@ def start_bundle(*arguments, cwd, threads=1, **overrides):
         [sys.executable, "-m", "monai.bundle", "run", *arguments, *flags],
         cwd=cwd, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Trains a tiny bundle by two processes; each saves the ``state_dict`` of ``parts``, which come back."""
+
+    def train(bundle, folder, parts, **overrides):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        if sys.platform == "linux":
+            monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
+        states = f"[part.state_dict() for part in ({', '.join(parts)})]"
+        keep = f"$torch.save({states}, '{folder}/' + os.environ['RANK'] + '.pt')"
+        finalize = [keep, *bundle.read("train")["finalize"]]
+        files, processes = str(bundle.config("train", "multi_gpu_train")), []
+        try:
+            for rank in ("0", "1"):
+                monkeypatch.setenv("RANK", rank)
+                monkeypatch.setenv("LOCAL_RANK", rank)
+                options = bundle.options(folder, finalize=finalize, **overrides)
+                processes.append(start_bundle("--config_file", files, cwd=folder, **options))
+            for process in processes:
+                output = process.communicate(timeout=600)[0]
+                assert process.returncode == 0, output
+        finally:
+            for process in processes:
+                process.kill()
+        return [load_checkpoint(folder / f"{rank}.pt") for rank in range(2)]
+
+    return train
 
 
 @pytest.fixture(scope="session", name="start_bundle")

@@ -58,7 +58,8 @@ class TransferableAugmentation(nn.Module):
         self.confidence, self.match_confidence = confidence, match_confidence
         self.voxels_per_class, self.min_count, self.seed = voxels_per_class, min_count, seed
         self.student, self.teacher = (
-            ClassStatistics(num_classes, feat_dim, cov=covariance, max_count=max_count) for _ in range(2)
+            ClassStatistics(num_classes, feat_dim, cov=covariance, max_count=max_count, min_count=min_count)
+            for _ in range(2)
         )
 
     def check(self, network: nn.Module) -> None:

@@ -1,8 +1,5 @@
 """The bundle as its users start it, where it is not as the other semi-supervised ones: tiny runs of its configs."""
 
-import socket
-import sys
-
 import pytest
 import torch
 
@@ -68,32 +65,10 @@ def test_as_published(bundle, tmp_path):
     assert len(bundle.rows(tmp_path)) == 4
 
 
-def test_two_processes_keep_the_same_networks_and_one_goes_on_alone(bundle, tmp_path, start_bundle, monkeypatch):
+def test_two_processes_keep_the_same_networks_and_one_goes_on_alone(bundle, tmp_path, two_processes):
     """Each sees images of its own. The wrappers leave no trace in the names of what is saved."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
-    parts = "[part.state_dict() for part in (@network.module, @peer_network.module, @propagation)]"
-    keep = f"$torch.save({parts}, '{tmp_path}/' + os.environ['RANK'] + '.pt')"
-    finalize = [keep, *bundle.read("train")["finalize"]]
-    files, processes = str(bundle.config("train", "multi_gpu_train")), []
-    try:
-        for rank in ("0", "1"):
-            monkeypatch.setenv("RANK", rank)
-            monkeypatch.setenv("LOCAL_RANK", rank)
-            options = bundle.options(tmp_path, finalize=finalize, **SHORT)
-            processes.append(start_bundle("--config_file", files, cwd=tmp_path, **options))
-        for process in processes:
-            output = process.communicate(timeout=600)[0]
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-    ranks = [load_checkpoint(tmp_path / f"{rank}.pt") for rank in range(2)]
+    parts = ("@network.module", "@peer_network.module", "@propagation")
+    ranks = two_processes(bundle, tmp_path, parts, **SHORT)
     torch.testing.assert_close(ranks[0][:2], ranks[1][:2], rtol=0, atol=0)
     assert not torch.equal(ranks[0][2]["prototypes.prototypes"], ranks[1][2]["prototypes.prototypes"])
     checkpoint, _ = bundle.train(tmp_path, resume=True, **{**SHORT, "max_epochs": 2})

@@ -34,7 +34,7 @@ def make_step(network, seed=0, size=(2, 16, 16), shown=(0, 1, 2)):
     confidence = torch.rand(size, generator=draw)
     return Step(
         torch.zeros(()), Voxels(features, network.head(features), labels),
-        Voxels(taught, network.head(taught).detach(), pseudo, confidence),
+        lambda: Voxels(taught, network.head(taught).detach(), pseudo, confidence),
     )  # fmt: skip
 
 
@@ -244,6 +244,11 @@ def test_classes_and_confidence_that_never_come(direction):
     loss.backward()
     assert (loss == 0) == (direction == "teacher_to_student")
     assert network.head.weight.grad.isfinite().all() and network.head.weight.grad.any() == (loss > 0)
+
+
+def test_a_memory_too_short_to_count_is_refused():
+    with pytest.raises(ValueError, match="max_count=100 would keep classes below min_count=256"):
+        make(max_count=100, min_count=256)
 
 
 # --- gradient ---

@@ -46,6 +46,16 @@ def test_every_base_trains_in_both_directions(bundle, tmp_path, base):
     assert torch.equal(*models) == (base == "supervised")
 
 
+def test_two_processes_keep_the_same_network_and_memories(bundle, tmp_path, two_processes):
+    """Each sees images of its own; with a batch of 2 an epoch adds so many features a process."""
+    options = {"pretrain": 0.0, "max_epochs": 1, "val_interval": 1, "batch_size": 2}
+    ranks = two_processes(bundle, tmp_path, ("@network.module", "@teacher", "@loss.augmentation"), **options)
+    torch.testing.assert_close(*ranks, rtol=0, atol=0)
+    assert ranks[0][2]["teacher.count"].sum() > 256 and not ranks[0][2]["teacher.new_count"].any()
+    checkpoint, _ = bundle.train(tmp_path, resume=True, **options | {"max_epochs": 2})
+    assert checkpoint["epoch"] == 2 and steps_of(checkpoint)[0] == 6
+
+
 def test_photographs(bundle, tmp_path):
     """They are slices: trained on, scored in pixels, and segmented into files of their own kind and size."""
     data = bundle.write_photographs(tmp_path / "set")

@@ -43,3 +43,6 @@ def test_every_setting_of_a_comparison_builds(bundle, tmp_path, name):
             found = {key: getattr(objective.augmentation, NAMES[key]) for key in setting.keys() & NAMES}
             assert found == {key: setting[key] for key in found}
             assert objective.augmentation_weight == setting.get("tsa_weight", 1.0)
+            cov, kind = objective.augmentation.student.cov, setting.get("tsa_covariance", "full")
+            assert (None if cov is None else cov.ndim) == {"full": 4, "diag": 3, "none": None}[kind]
+            assert objective.augmentation.loss.reduction == setting.get("tsa_reduction", "mean")

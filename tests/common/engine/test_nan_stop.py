@@ -30,6 +30,8 @@ def test_cases_of_nested_streams_and_of_a_decollated_batch():
         run_with({"loss": float("nan")}, {"labelled": {"case": ["a"]}, "unlabelled": {"case": ["b", "c"]}})
     with pytest.raises(FloatingPointError, match="cases: a, b"):
         run_with({"loss": float("nan")}, [{"case": "a"}, {"case": "b"}])
+    with pytest.raises(FloatingPointError, match="cases: a, b, c, d"):
+        run_with({"loss": float("nan")}, {"case": ["a", "b"], "unlabeled_case": ["c", "d"]})
 
 
 def test_without_case_names_the_files():

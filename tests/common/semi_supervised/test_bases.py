@@ -158,6 +158,16 @@ def test_unlabelled_voxels_are_the_teachers(network, teacher, batch):
     assert torch.equal(found.labels, logits.argmax(1))
     torch.testing.assert_close(found.confidence, logits.softmax(1).amax(1))
     assert not any(t.requires_grad for t in (found.logits, found.features, found.confidence))
+    assert done.unlabelled is found
+
+
+def test_consistency_finds_no_pseudo_labels_of_its_own(network, teacher, batch, monkeypatch):
+    """The search of components takes time, and only a plug-in reads what it leaves."""
+    base, asked = MeanTeacherBase("head"), []
+    monkeypatch.setattr(base.pseudo_labels, "forward", lambda logits: asked.append(logits) or (logits.argmax(1), None))
+    done = base(network, teacher, batch, 5, TOTAL)
+    assert not asked
+    assert done.unlabelled is not None and len(asked) == 1
 
 
 # --- mean teacher with uncertainty ---
