@@ -25,16 +25,17 @@ class Tools:
 
         sample(bundle, output, seed)
 
-    def check(self, bundle: str, dataset_dir: str) -> None:
+    def check(self, bundle: str, dataset_dir: str, **overrides: object) -> None:
         """Check a data set for a bundle: every bad case at once, or a summary.
 
         Args:
             bundle: name of a folder in bundles/.
             dataset_dir: the folder that holds dataset.json.
+            overrides: those of the training, such as --in_channels 3.
         """
         from tools.check import check
 
-        check(bundle, dataset_dir)
+        check(bundle, dataset_dir, overrides)
 
     def preview(self, bundle: str, dataset_dir: str | None = None, output: str | None = None, cases: int = 4) -> None:
         """Draw the labels of a data set over its images: look at your data before you train.

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from common.data.check import CaseFacts, check_dataset
+from monai.bundle import ConfigParser
+
+from common.data.check import CaseFacts
 from common.data.dataset import SPLITS, DataError, Dataset, read_dataset
 from common.data.photograph import is_photograph
+from common.engine.root_cause import causes
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
 
-def check(bundle: str, dataset_dir: str) -> None:
-    """Check a data set for a bundle and print a summary.
+def check(bundle: str, dataset_dir: str, overrides: Mapping[str, Any] | None = None) -> None:
+    """Check a data set as a training of the bundle with the same overrides does, and print a summary.
 
     Args:
-        bundle: name of a folder in ``bundles/``; its metadata says how many channels an image has.
+        bundle: name of a folder in ``bundles/``; ``datalist`` of its train.json is what reads the data.
         dataset_dir: the folder that holds ``dataset.json``.
+        overrides: keys of train.json.
 
     Raises:
-        SystemExit: with the text of the error, when the data cannot be used or there is no such bundle.
+        SystemExit: with the text of the error, when the data cannot be used or there is no such bundle or key.
     """
-    channels = _channels(bundle)
+    config = BUNDLES / bundle / "configs" / "train.json"
+    if not config.is_file():
+        names = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/train.json"))
+        raise SystemExit(f"bundle: expected one of {', '.join(names)}, found {bundle}")
+    settings = ConfigParser()
+    settings.read_config(str(config))
+    unknown = [key for key in overrides or {} if key not in settings]
+    if unknown:
+        raise SystemExit(f"expected keys of {config}, found {', '.join(unknown)}")
+    settings.update({**(overrides or {}), "dataset_dir": str(dataset_dir)})
     try:
         dataset = read_dataset(dataset_dir)
-        # several channels have names in dataset.json; a bundle of colour photographs takes grey images by an option
-        facts = check_dataset(dataset, channels=dataset.channels or (None if channels == 3 else channels))
-    except DataError as error:
-        raise SystemExit(str(error)) from error
+        facts = settings.get_parsed_content("datalist")["facts"]
+    except (DataError, RuntimeError) as error:  # MONAI's RuntimeError, around the one of the data or of an override
+        refused = next((cause for cause in causes(error) if isinstance(cause, ValueError)), None)
+        if refused is None:
+            raise
+        raise SystemExit(str(refused)) from error
     print("\n".join(_summary(dataset, facts)))
-
-
-def _channels(bundle: str) -> int:
-    names = sorted(p.name for p in BUNDLES.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if bundle not in names:
-        raise SystemExit(f"bundle: expected one of {', '.join(names)}, found {bundle}")
-    metadata = BUNDLES / bundle / "configs" / "metadata.json"
-    image = json.loads(metadata.read_text(encoding="utf-8"))["network_data_format"]["inputs"]["image"]
-    return image["num_channels"]
 
 
 def _summary(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:

@@ -44,8 +44,8 @@ def read_semi_supervised(
             each axis of an image.
 
     Returns:
-        ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label) and
-        ``labels`` (id to name).
+        ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label), ``labels``
+        (id to name) and ``facts`` (what the check saw, by split).
 
     Raises:
         ValueError: ``patch_size`` or ``zoom`` does not fit.
@@ -73,6 +73,7 @@ def read_semi_supervised(
         "validation": dataset.validation,
         "test": [item for item in dataset.test if "label" in item],
         "labels": dataset.labels,
+        "facts": facts,
     }
 
 

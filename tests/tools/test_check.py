@@ -11,9 +11,13 @@ from tools.check import check
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
-    metadata = {"network_data_format": {"inputs": {"image": {"num_channels": 1}}}}
+    datalist = {"_target_": "common.semi_supervised.read_semi_supervised", "dataset_dir": "@dataset_dir",
+                "channels": "@in_channels", "labelled": "@labelled", "spatial_dims": 2, "patch_size": "@patch_size",
+                "need_unlabeled": "@need_unlabeled"}  # fmt: skip
+    train = {"dataset_dir": "/nowhere", "in_channels": 1, "labelled": None, "patch_size": [8, 8],
+             "need_unlabeled": False, "datalist": datalist}  # fmt: skip
     (tmp_path / "bundles" / "toy" / "configs").mkdir(parents=True)
-    (tmp_path / "bundles" / "toy" / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    (tmp_path / "bundles" / "toy" / "configs" / "train.json").write_text(json.dumps(train))
     monkeypatch.setattr(module, "BUNDLES", tmp_path / "bundles")
     return "toy"
 
@@ -59,11 +63,9 @@ def test_domains_are_counted(bundle, folder, capsys):
 
 def test_photographs(bundle, tmp_path, capsys):
     write_photographs(tmp_path / "eyes")
-    file = module.BUNDLES / bundle / "configs" / "metadata.json"
-    assert "expected a grey image (1 channel), found a colour image (3 channels)" in exit_of(bundle,
-                                                                                             str(tmp_path / "eyes"))
-    file.write_text(file.read_text().replace('"num_channels": 1', '"num_channels": 3'))
-    check(bundle, str(tmp_path / "eyes"))
+    text = exit_of(bundle, str(tmp_path / "eyes"))
+    assert "expected a grey image (1 channel), found a colour image (3 channels)" in text
+    check(bundle, str(tmp_path / "eyes"), {"in_channels": 3})
     assert capsys.readouterr().out.splitlines() == [
         f"eyes: no problem found in {tmp_path / 'eyes'}", "  training    2 images of 2 cases",
         "  domain      east: 1 training", "  domain      west: 1 training", "  label 1     disc: in 2 images",
@@ -95,17 +97,24 @@ def test_bad_dataset_json(bundle, tmp_path):
     assert "expected a file, found none" in exit_of(bundle, str(tmp_path))
 
 
-def test_channels_come_from_the_bundle(bundle, folder):
-    file = module.BUNDLES / bundle / "configs" / "metadata.json"
-    file.write_text(file.read_text().replace('"num_channels": 1', '"num_channels": 2'))
-    assert "expected 4 axes, the last of 2 channels" in exit_of(bundle, str(folder))
+def test_the_options_of_the_training(bundle, folder, capsys):
+    """The check is that of the training, so what a bundle asks of its data beyond readable files is in it."""
+    assert "expected 4 axes, the last of 2 channels" in exit_of(bundle, str(folder), {"in_channels": 2})
+    assert "expected unlabelled cases, found none" in exit_of(bundle, str(folder), {"need_unlabeled": True})
+    assert "patch_size: expected 2 lengths" in exit_of(bundle, str(folder), {"patch_size": [8, 8, 8]})
+    file = module.BUNDLES / bundle / "configs" / "train.json"
+    assert exit_of(bundle, str(folder), {"labeled": 1}) == f"expected keys of {file}, found labeled"
+    assert capsys.readouterr().out == ""
+    check(bundle, str(folder), {"labelled": 1, "need_unlabeled": True})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  training    1 images of 1 cases" and lines[3] == "  unlabeled   1 images of 1 cases"
 
 
-def test_a_bundle_of_photographs_in_colour_takes_grey_scans_too(bundle, folder, capsys):
-    file = module.BUNDLES / bundle / "configs" / "metadata.json"
-    file.write_text(file.read_text().replace('"num_channels": 1', '"num_channels": 3'))
-    module.check(bundle, str(folder))
-    assert "no problem found" in capsys.readouterr().out
+def test_an_error_of_the_configuration_itself_keeps_its_traceback(bundle, folder):
+    file = module.BUNDLES / bundle / "configs" / "train.json"
+    file.write_text(file.read_text().replace("common.semi_supervised", "common.nothing"))
+    with pytest.raises(Exception, match="common.nothing"):
+        check(bundle, str(folder))
 
 
 def test_unknown_bundle_is_told_first(bundle, tmp_path):

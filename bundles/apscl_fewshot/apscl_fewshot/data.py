@@ -45,8 +45,8 @@ def read_datalist(
         novel_labels: ids never trained on and validated on; default the highest id.
 
     Returns:
-        ``training`` and ``validation`` (each query names its ``support`` scans), ``labels`` (id to name) and
-        ``novel_labels``.
+        ``training`` and ``validation`` (each query names its ``support`` scans), ``labels`` (id to name),
+        ``novel_labels`` and ``facts`` (what the check saw, by split).
 
     Raises:
         DataError: anything wrong with the data set, the fold, the support or the labels; all bad cases at once.
@@ -56,9 +56,9 @@ def read_datalist(
         logger.info("generating sample data in %s", directory)
         generate_sample_data(directory)
     dataset = read_dataset(directory)
-    facts = [*check_dataset(dataset).values()]
+    facts = check_dataset(dataset)
     if dataset.validation and (directory / "support").is_dir():
-        facts += check_dataset(read_dataset(directory / "support")).values()
+        facts["support"] = check_dataset(read_dataset(directory / "support"))["training"]
     novel = [max(dataset.labels)] if novel_labels is None else [int(label) for label in ensure_tuple(novel_labels)]
     unknown = [label for label in novel if label not in dataset.labels]
     if unknown:
@@ -67,13 +67,14 @@ def read_datalist(
         logger.warning("%s: its `validation` says what is segmented; fold and support are not used.", directory)
     training, queries, supports = split_scans(dataset, fold, str(support))
     names = {label: dataset.labels[label] for label in novel}
-    shown = {fact.image: fact.label_ids for split in facts for fact in split}
+    shown = {fact.image: fact.label_ids for split in facts.values() for fact in split}
     blank = [f"support {scan['case']}: expected novel label {label} ({names[label]}), found {shown[scan['image']]}; "
              "choose another support" for scan in supports for label in novel if label not in shown[scan["image"]]]
     if blank:
         raise DataError.of(blank, str(directory / "dataset.json"))
     queries = [{**item, "support": supports, "novel_labels": names} for item in queries]
-    return {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": names}
+    found = {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": names}
+    return found | {"facts": facts}
 
 
 class QueryDataset(Dataset):

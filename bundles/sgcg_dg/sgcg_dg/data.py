@@ -49,8 +49,8 @@ def read_datalist(
         allow_missing: accept training cases that do not show every region.
 
     Returns:
-        ``training``, ``validation``, ``test`` (items), ``domains`` (sources in alphabetical order), ``target`` and
-        ``labels`` (id to name).
+        ``training``, ``validation``, ``test`` (items), ``domains`` (sources in alphabetical order), ``target``,
+        ``labels`` (id to name) and ``facts`` (what the check saw, by split).
 
     Raises:
         DataError: with every problem of the files at once; of files that can be read, with every problem of the regions
@@ -85,6 +85,7 @@ def read_datalist(
         "domains": sources,
         "target": target,
         "labels": dataset.labels,
+        "facts": facts,
     }
 
 

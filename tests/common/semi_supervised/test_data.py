@@ -83,7 +83,7 @@ def names(items):
 
 def test_the_lists(folder):
     found = read_semi_supervised(folder)
-    assert set(found) == {"training", "unlabeled", "validation", "test", "labels"}
+    assert set(found) == {"training", "unlabeled", "validation", "test", "labels", "facts"}
     assert [len(found[key]) for key in ("training", "unlabeled", "validation", "test")] == [8, 6, 2, 0]
     assert names(found["training"]) == ["p1", "p2", "p3", "p4"] and names(found["unlabeled"]) == ["u1", "u2", "u3"]
     assert all(set(item) == {"image", "label", "case"} for item in found["training"] + found["validation"])
@@ -96,7 +96,10 @@ def test_the_first_cases_keep_their_labels_with_all_their_images(folder):
     assert names(found["training"]) == ["p1", "p2"] and len(found["training"]) == 4
     assert names(found["unlabeled"]) == ["u1", "u2", "u3", "p3", "p4"] and len(found["unlabeled"]) == 10
     assert all("label" not in item for item in found["unlabeled"])
-    assert read_semi_supervised(folder, labelled=4) == read_semi_supervised(folder)
+    whole, all_kept = read_semi_supervised(folder), read_semi_supervised(folder, labelled=4)
+    assert all(all_kept[key] == whole[key] for key in whole if key != "facts")
+    assert {split: len(facts) for split, facts in found["facts"].items() if facts} == {
+        "training": 4, "validation": 2, "unlabeled": 10}  # fmt: skip
 
 
 @pytest.mark.parametrize("labelled", [0, -1, 5])
