@@ -46,8 +46,9 @@ def forward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     sizes: tuple[int, int, int],
+    keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The output, the last state, and the chunks' first states by segment and block of channels.
+    """The output, the last state, and, for the backward, the chunks' first states by segment and block of channels.
 
     Uses only operations that autograd can follow, so that a scripted network can be trained too, if with more memory.
     """
@@ -72,7 +73,8 @@ def forward(
             first = first_states(dt_t, w_t, B_t, rate_c, h[i])
             y, h[i] = _read_out(dt_t, w_t, B_t, C_t, rate_c, first)
             ys.append(y.narrow(2, 0, size))
-            kept.append(first)
+            if keep:
+                kept.append(first)
         parts.append(torch.cat(ys, 1))
     y = torch.cat(parts, 2).view(u.shape)
     y = y if D is None else y + D.unsqueeze(1) * u

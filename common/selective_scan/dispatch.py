@@ -108,6 +108,7 @@ def _plain(
         None if delta_bias is None else delta_bias.to(dtype),
         delta_softplus,
         sizes,
+        False,
     )[0]
     return y.to(u.dtype)
 
@@ -152,7 +153,7 @@ def _name(backend: str) -> str:
 
 
 def _automatic(device: str, dtype: torch.dtype, states: int) -> str:
-    """The fastest that takes the tensors: float64 only the plain operations do, many states not mamba-ssm's."""
+    """The first that takes the tensors, compiled ones first: float64 only the plain do, many states not mamba-ssm's."""
     candidates = {"cuda": ("mamba_ssm", "triton"), "cpu": ("native",)}.get(device, ())
     if dtype == torch.float32:
         for name in candidates:

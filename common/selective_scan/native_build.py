@@ -35,15 +35,19 @@ def load() -> ctypes.CDLL | str:
     """The library, or the reason why there is none; compiles it if it has never been."""
     if os.name != "posix":
         return "it is built on Linux and macOS only"
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
-    if compiler is None:
+    named = map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))
+    compilers, reasons = list(dict.fromkeys(filter(None, named))), []
+    if not compilers:
         return "no C++ compiler was found: none of $CXX, c++, g++, clang++"
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-        _declare(library)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return f"{type(error).__name__}: {error}"
-    return library
+    for compiler in compilers:
+        try:
+            library = ctypes.CDLL(str(_compiled(compiler)))
+            _declare(library)
+        except Exception as error:  # whatever is wrong with the machine, there are other backends
+            reasons.append(f"{type(error).__name__}: {error}")
+        else:
+            return library
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _declare(library: ctypes.CDLL) -> None:

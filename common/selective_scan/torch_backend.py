@@ -37,7 +37,7 @@ def scan(
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         y, h = _Scan.apply(*inputs, delta_softplus, sizes)
     else:
-        y, h, _ = chunked_forward.forward(*inputs, delta_softplus, sizes)
+        y, h, _ = chunked_forward.forward(*inputs, delta_softplus, sizes, False)
     return (y, h) if return_last_state else y
 
 
@@ -45,7 +45,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, z, delta_bias, delta_softplus, sizes):
         inputs = (u, delta, A, B, C, D, z, delta_bias)
-        y, h, first = chunked_forward.forward(*inputs, delta_softplus, sizes)
+        y, h, first = chunked_forward.forward(*inputs, delta_softplus, sizes, True)
         ctx.save_for_backward(*inputs, *first)
         ctx.options = delta_softplus, sizes
         return y, h

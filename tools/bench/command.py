@@ -23,8 +23,14 @@ def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> 
     if name not in NAMES:
         raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
     torch.manual_seed(0)
-    rows = getattr(importlib.import_module(f"tools.bench.{name}"), name)(repeats)
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    module = importlib.import_module(f"tools.bench.{name}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(getattr(module, "THREADS", threads))
+    try:
+        rows = getattr(module, name)(repeats)
+        machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    finally:
+        torch.set_num_threads(threads)
     for row in rows:
         print(
             "  ".join(

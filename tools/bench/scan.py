@@ -15,6 +15,7 @@ LENGTHS = (1960, 15680)  # 14 x 14 x 10 and 28 x 28 x 20 voxels
 BATCH, CHANNELS, STATE = 2, 64, 16
 BACKENDS = {"cpu": ("torch", "native"), "cuda": ("torch", "triton", "mamba_ssm")}
 COPIED = 1 << 26  # numbers, more than caches hold
+THREADS = 1  # in which the command runs this
 
 
 def scan(repeats: int) -> list[dict]:
@@ -24,18 +25,14 @@ def scan(repeats: int) -> list[dict]:
     of a copy of as many bytes as must be read and written: the inputs and the output; with the backward the inputs and
     the output's gradient once more, and the inputs' gradients.
     """
-    threads, there = torch.get_num_threads(), available_backends()
-    torch.set_num_threads(1)
+    there = available_backends()
     rows = []
-    try:
-        for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
-            names = [name for name in BACKENDS[device] if there[name] == "ok"]
-            rate = _copy_rate(device, repeats)
-            rows += [row for length in LENGTHS for row in _compare(length, names, device, rate, repeats)]
-            rows += [{"device": device, "backend": name, "left out": there[name]}
-                     for name in BACKENDS[device] if there[name] != "ok"]  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
+    for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+        names = [name for name in BACKENDS[device] if there[name] == "ok"]
+        rate = _copy_rate(device, repeats)
+        rows += [row for length in LENGTHS for row in _compare(length, names, device, rate, repeats)]
+        rows += [{"device": device, "backend": name, "left out": there[name]}
+                 for name in BACKENDS[device] if there[name] != "ok"]  # fmt: skip
     return rows
 
 

@@ -40,6 +40,7 @@ class DiffusionNetwork(VNet):
         in_channels: image channels C.
         out_channels: classes K.
         spatial_dims, width, norm, dropout: as for :class:`~common.networks.VNet`.
+        zero_start: False draws the first weights on the noised segmentation as all others.
 
     Shape:
         image ``(B, C, *spatial)``, noised segmentation ``(B, K, *spatial)`` and integer times ``(B,)`` to logits of the
@@ -58,11 +59,13 @@ class DiffusionNetwork(VNet):
         width: int = 16,
         norm: str = "batch",
         dropout: float = 0.0,
+        zero_start: bool = True,
     ) -> None:
         super().__init__(spatial_dims, in_channels + out_channels, out_channels, width, norm, dropout)
         self.image_channels, self.classes = in_channels, out_channels
-        with torch.no_grad():
-            self._blocks()[0][0].weight[:, in_channels:] = 0
+        if zero_start:
+            with torch.no_grad():
+                self._blocks()[0][0].weight[:, in_channels:] = 0
         self.time = nn.Sequential(nn.Linear(WAVES, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU())
         self.shifts = nn.ModuleList(nn.Linear(EMBEDDING, conv.out_channels) for conv, _, _ in self._blocks())
 
@@ -125,11 +128,11 @@ class Diffusion(nn.Module):
     ) -> None:
         super().__init__()
         if schedule not in ("linear_beta", "cosine"):
-            raise ValueError(f"schedule must be 'linear_beta' or 'cosine', got {schedule!r}.")
+            raise ValueError(f"noise_schedule: expected linear_beta or cosine, found {schedule}.")
         if steps <= BETA_STEPS * BETAS[1] or sampling_steps < 1 or steps % sampling_steps:
             raise ValueError(
-                f"steps must be above {BETA_STEPS * BETAS[1]:g} and a multiple of sampling_steps, got {steps} and "
-                f"{sampling_steps}."
+                f"noise_steps: expected more than {BETA_STEPS * BETAS[1]:g}, and a multiple of sampling_steps, found "
+                f"{steps} and {sampling_steps}."
             )
         self.num_classes, self.steps = num_classes, steps
         low, high = (beta * BETA_STEPS / steps for beta in BETAS)

@@ -88,8 +88,9 @@ class LabelPropagation(nn.Module):
         self.bank.push(first.detach(), taught_labels)
         anchors = [self.bank.draw(c, self.anchors, generator) for c in range(self.bank.num_classes)]
         loss, log = self.loss(anchors, self._project(taught, own, found)[2])
-        filled = self.bank.filled.float().mean() / self.bank.size
-        return loss, prototype, {"propagation": loss, "prototype": prototype, "bank": filled, **log}
+        filled = self.bank.filled.float() / self.bank.size
+        filled = {"bank": filled.mean(), "bank_least": filled.min()}  # of a class, which may never be contrasted
+        return loss, prototype, {"propagation": loss, "prototype": prototype, **filled, **log}
 
     def _draw(
         self, features: torch.Tensor, labels: torch.Tensor, generator: torch.Generator

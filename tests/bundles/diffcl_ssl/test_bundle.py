@@ -11,6 +11,7 @@ CROSS = {"ds_enabled": False, "mamba_stages": [], "eta": 0}
 SWITCHES = {
     "second V-Net": {"ds_enabled": False}, "no Mamba": {"mamba_stages": []}, "no high-pass": {"hf_filter": "none"},
     "no contrast": {"eta": 0}, "cross supervision": CROSS, "two projections": {"shared_projection": False},
+    "first weights all random": {"ds_zero_start": False},
     "sampled": {"ds_pseudo": "ddim", "times": [0, 1], "sampling_steps": 2},
     "cosine": {"noise_schedule": "cosine", "noise_steps": 100, "pseudo_confidence": 0.4},
 }  # fmt: skip

@@ -166,6 +166,16 @@ def test_labels_that_are_no_class_are_refused(labels):
         Diffusion(3).encode(labels)
 
 
+def test_the_noised_segmentation_is_silent_at_first():
+    """Until the first update, unless asked otherwise; the image never is."""
+    image, noised, times = torch.randn(1, 1, 32, 32), torch.randn(1, 3, 32, 32), torch.tensor([900])
+    for zero_start in (True, False):
+        network = DiffusionNetwork(2, 1, 3, 4, "instance", zero_start=zero_start)
+        found, other, without = (network(x, y, times) for x, y in (
+            (image, noised), (image, noised.flip(3)), (image.flip(3), noised)))  # fmt: skip
+        assert torch.equal(found, other) == zero_start and not torch.equal(found, without)
+
+
 @pytest.mark.parametrize(("schedule", "steps"), [("linear_beta", 1000), ("cosine", 1000), ("linear_beta", 50)])
 def test_mean_and_variance_of_the_noised_segmentation(schedule, steps):
     torch.manual_seed(0)

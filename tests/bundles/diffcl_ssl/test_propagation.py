@@ -80,7 +80,7 @@ def test_so_many_of_each_class_and_the_share_filled():
     for number, filled in ((0, 7), (1, 14), (2, 20)):
         log = propagation(*make_case(number), number)[2]
         assert propagation.bank.filled.tolist() == [filled] * CLASSES
-        assert log["bank"].item() == pytest.approx(filled / 20)
+        assert log["bank"].item() == log["bank_least"].item() == pytest.approx(filled / 20)
 
 
 def test_the_bank_keeps_vectors_of_length_1_and_takes_nothing_in_eval():
@@ -245,7 +245,7 @@ def test_float32_under_autocast():
 
 def test_what_is_logged():
     loss, prototype, log = make()(*make_case(), 0)
-    assert set(log) == {"propagation", "prototype", "bank", "positives", "own_negatives"}
+    assert set(log) == {"propagation", "prototype", "bank", "bank_least", "positives", "own_negatives"}
     assert log["propagation"] is loss and log["prototype"] is prototype
     assert all(value.ndim == 0 and value.isfinite() for value in log.values())
 

@@ -1,5 +1,7 @@
-"""Which backend is chosen: an explicit one, else the environment's, else the fastest that takes the tensors."""
+"""Which backend is chosen: an explicit one, else the environment's, else the first that takes the tensors."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -92,3 +94,21 @@ def test_backends_are_given_one_dtype(used, inputs, monkeypatch):
     tensors[2] = tensors[2].float()
     y = selective_scan(*tensors, True, backend="torch")
     assert {x.dtype for x in given[:8]} == {torch.float32} and given[8:] == [True, False] and y.dtype == torch.bfloat16
+
+
+def test_without_triton_and_mamba_ssm():
+    """As on a machine that has neither: a bundle with Mamba blocks is imported, and its network runs."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["triton", "mamba_ssm", "selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda"])
+import torch
+import diffcl_ssl.trainer
+from common.selective_scan import available_backends
+from diffcl_ssl.network import ConvolutionalNetwork
+logits = ConvolutionalNetwork(3, 1, 2, 4, "instance", d_state=2)(torch.randn(1, 1, 32, 32, 32))
+assert logits.shape == (1, 2, 32, 32, 32) and logits.isfinite().all()
+found = available_backends()
+assert found["torch"] == "ok" and "ok" not in (found["triton"], found["mamba_ssm"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

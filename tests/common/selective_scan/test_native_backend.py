@@ -94,6 +94,22 @@ def test_what_the_compiler_said_is_the_reason_and_nothing_is_left(fresh):
     assert "no such header" in load() and os.listdir(folder) == []
 
 
+def test_another_compiler_is_tried(fresh):
+    """A broken one hides no working one behind it; where none works, each has its say."""
+    folder = fresh("echo second >&2; exit 1")
+    compiler = folder.parents[1] / "bin" / "c++"
+    compiler.write_text("#!/bin/sh\necho first >&2; exit 1\n")
+    compiler.chmod(0o755)
+    found = load()
+    assert found.index("first") < found.index("second")
+
+
+def test_a_library_without_the_functions_is_the_reason(fresh, monkeypatch):
+    folder = fresh('for last; do :; done; echo library > "$last"')
+    monkeypatch.setattr(native_build.ctypes, "CDLL", lambda file: object())
+    assert "scan_forward" in load() and folder.is_dir()
+
+
 def test_a_broken_library_is_the_reason(fresh):
     fresh('for last; do :; done; echo broken > "$last"')
     assert "OSError" in load()

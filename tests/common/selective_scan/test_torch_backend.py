@@ -64,7 +64,7 @@ def test_autograd_follows_the_plain_forward(tiny, inputs, everything):
     tensors = inputs(2, 6, 4, 41, 2)
 
     def plain(*x):
-        return chunked_forward.forward(*x[:8], x[8], (4, 3, 2))[:2]
+        return chunked_forward.forward(*x[:8], x[8], (4, 3, 2), False)[:2]
 
     torch.testing.assert_close(everything(plain, tensors), everything(reference_backend.scan, tensors))
 
