@@ -25,13 +25,13 @@ class Tools:
 
         sample(bundle, output, seed)
 
-    def check(self, bundle: str, dataset_dir: str, **overrides: object) -> None:
+    def check(self, bundle: str, dataset_dir: str, **overrides: str) -> None:
         """Check a data set for a bundle: every bad case at once, or a summary.
 
         Args:
             bundle: name of a folder in bundles/.
             dataset_dir: the folder that holds dataset.json.
-            overrides: those of the training, such as --in_channels 3.
+            overrides: keys at the top of train.json, as for the training, such as --novel_labels "[3]".
         """
         from tools.check import check
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,11 +33,13 @@ def check(bundle: str, dataset_dir: str, overrides: Mapping[str, Any] | None = N
     if not config.is_file():
         names = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/train.json"))
         raise SystemExit(f"bundle: expected one of {', '.join(names)}, found {bundle}")
+    sys.path.insert(0, str(BUNDLES / bundle))  # the package of this bundle, before an installed one
     settings = ConfigParser()
     settings.read_config(str(config))
-    unknown = [key for key in overrides or {} if key not in settings]
+    unknown = [key for key in overrides or {} if key not in settings.config]
     if unknown:
-        raise SystemExit(f"expected keys of {config}, found {', '.join(unknown)}")
+        found = ", ".join(unknown)
+        raise SystemExit(f"expected keys at the top of {config}, found {found}; of other files give the keys")
     settings.update({**(overrides or {}), "dataset_dir": str(dataset_dir)})
     try:
         dataset = read_dataset(dataset_dir)
@@ -55,7 +58,7 @@ def _summary(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:
     lines = [f"{dataset.name}: no problem found in {dataset.directory}"]
     lines += [f"  {split:<12}{len(items)} images of {len({one.case for one in items})} cases"
               for split, items in facts.items() if items]
-    lines += _domains(dataset)
+    lines += _domains(dataset, facts)
     lines += [f"  label {i:<6}{name}: in {holding[i]} images" for i, name in sorted(dataset.labels.items())]
     lines.append(f"  shape       {_range([one.shape for one in cases], 'd')}")
     flat = all(is_photograph(one.image) for one in cases)
@@ -64,12 +67,13 @@ def _summary(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:
     return lines
 
 
-def _domains(dataset: Dataset) -> list[str]:
+def _domains(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:
     """The images of each domain by split; none where no item names a domain."""
+    domains = {item["image"]: item.get("domain", "") for split in SPLITS for item in getattr(dataset, split)}
     counts: dict[str, Counter] = {}
-    for split in SPLITS:
-        for item in getattr(dataset, split):
-            counts.setdefault(item.get("domain", ""), Counter())[split] += 1
+    for split, items in facts.items():
+        for one in items:
+            counts.setdefault(domains.get(one.image, ""), Counter())[split] += 1
     if set(counts) == {""}:
         return []
     return [f"  domain      {name or '(no domain)'}: {', '.join(f'{n} {split}' for split, n in splits.items())}"

@@ -16,7 +16,8 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 
 NAN = float("nan")
-UNITS = ("mm", "px", "voxels")
+UNITS = ("mm", "px")  # of a spacing
+COLUMN_UNITS = (*UNITS, "voxels")
 _STATUSES = ("absent", "missed", "false_positive")
 
 
@@ -49,7 +50,7 @@ def score_structure(
         spacing: mm per voxel, one number for each axis; for data without spacing usually 1 for each.
         distances: "voxels" gives HD95 and ASD in voxels whatever their spacing, as much of the literature prints them;
             False leaves them out (nan): they take most of the time.
-        unit: of ``spacing``: "mm", or "px" or "voxels" for data without spacing.
+        unit: of ``spacing``: "mm", or "px" for data without spacing.
         symmetric: False gives the ASD of older papers, from the prediction's surface to that of the truth alone, which
             does not see what the prediction leaves out; the column's name stays.
 
@@ -80,19 +81,24 @@ def score_structure(
     return {"status": status, **measures, **counts, **volumes}
 
 
-def distance_unit(unit: str, distances: bool | str) -> str:
-    """The unit of HD95 and ASD, which stands in the names of their columns.
-
-    Args:
-        unit: of the spacing.
-        distances: True, "voxels" or False, as in :func:`score_structure`.
+def check_distances(distances: bool | str) -> bool | str:
+    """``distances`` as it is: for those who want to know before a training and not after it.
 
     Raises:
-        ValueError: ``distances`` is another.
+        ValueError: it is neither True, "voxels" nor False.
     """
     if distances not in (True, False, "voxels"):
         raise ValueError(f"distances: expected True, voxels or False, found {distances}.")
-    return "voxels" if distances == "voxels" else unit
+    return distances
+
+
+def distance_unit(unit: str, distances: bool | str) -> str:
+    """The unit of HD95 and ASD, which stands in the names of their columns: that of the spacing, or voxels.
+
+    Args:
+        distances: as in :func:`score_structure`; see :func:`check_distances`.
+    """
+    return "voxels" if check_distances(distances) == "voxels" else unit
 
 
 def case_rows(
@@ -188,7 +194,7 @@ def _measure_names(unit: str) -> tuple[str, ...]:
 
 def _unit(rows: Sequence[Mapping[str, Any]], ending: str = "") -> str:
     """The one unit of the rows' distances."""
-    found = [unit for unit in UNITS if any(f"hd95_{unit}{ending}" in row for row in rows)]
+    found = [unit for unit in COLUMN_UNITS if any(f"hd95_{unit}{ending}" in row for row in rows)]
     if len(found) > 1:
         raise ValueError(f"expected distances in one unit, found {' and '.join(found)}: make a table of each.")
     return found[0] if found else UNITS[0]

@@ -1,9 +1,9 @@
 """Compiling and loading the C++ of the backend `native`, by the machine's own compiler when it is first needed.
 
-The compiler is ``$CXX``, ``c++``, ``g++`` or ``clang++``. The library lies in ``label-efficient-bundles`` of
-``$XDG_CACHE_HOME`` or ``~/.cache``, in a folder that only its owner may write, under a name made of the source and the
-flags. The flags name the instruction set that torch found on the machine, so that machines which share a home folder do
-not run each other's libraries.
+The compiler is the first of ``$CXX``, ``c++``, ``g++`` and ``clang++`` that works. The library lies in
+``label-efficient-bundles`` of ``$XDG_CACHE_HOME`` or ``~/.cache``, in a folder that only its owner may write, under a
+name made of the source, the compiler and the flags. The flags name the instruction set that torch found on the machine,
+so that machines which share a home folder do not run each other's libraries.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _compiled(compiler: str) -> Path:
         OSError: the folder cannot be made or written.
     """
     flags = (*FLAGS, *TARGETS.get(torch.backends.cpu.get_cpu_capability(), ()))
-    made_of = "\n".join((SOURCE.read_text(), platform.system(), platform.machine(), *flags))
+    made_of = "\n".join((SOURCE.read_text(), platform.system(), platform.machine(), compiler, *flags))
     key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     folder = _private_folder()
     file = folder / f"selective_scan_{key}.so"

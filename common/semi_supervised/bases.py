@@ -32,13 +32,13 @@ class Step:
 
     loss: torch.Tensor
     labelled: Voxels
-    taught: Callable[[], Voxels] | None = None
+    teaches: Callable[[], Voxels] | None = None  # makes ``unlabelled``
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def unlabelled(self) -> Voxels | None:
         """By the teacher, with pseudo-labels: made when a plug-in asks, as a base may not need them itself."""
-        return self.taught and self.taught()
+        return self.teaches and self.teaches()
 
 
 class Supervised(nn.Module):

@@ -19,7 +19,7 @@ from common.data.shrink import enlarge
 from common.data.whole_cases import CaseDataset
 from common.engine import load_checkpoint, read_record, use_bfloat16
 from common.engine.unwrap import unwrap
-from common.report import case_rows, format_table, summarise, write_cases_csv
+from common.report import case_rows, check_distances, format_table, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,13 @@ class CaseEvaluator(SupervisedEvaluator):
         test: cases of the report; without any, the report is on the validation.
         largest_component: see :func:`component_filter`.
         amp: bfloat16 autocast; see :func:`common.engine.use_bfloat16`.
+        distances: HD95 and ASD in mm (photographs: pixels); "voxels" gives them in voxels, False leaves them out, which
+            saves most of the time of a report.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`; ``val_data_loader`` gives one case of a
             :class:`common.data.whole_cases.CaseDataset` at a time, ``inferer`` takes ``(1, C, *size)``.
 
     Raises:
-        ValueError: an unknown ``largest_component``.
+        ValueError: an unknown ``largest_component``, or ``distances``.
     """
 
     def __init__(
@@ -81,9 +83,11 @@ class CaseEvaluator(SupervisedEvaluator):
         test: CaseDataset | None,
         largest_component: bool | str = True,
         amp: bool = False,
+        distances: bool | str = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(decollate=False, **kwargs)
+        self.distances = check_distances(distances)
         self.labels, self.test, self.bfloat16 = dict(labels), test, use_bfloat16(amp, self.state.device)
         self.keep = component_filter(largest_component)
         self.kept, _ = FILTERS[largest_component]
@@ -104,15 +108,11 @@ class CaseEvaluator(SupervisedEvaluator):
         label_map = enlarge(logits.float(), case["label"].shape).max(0, keepdim=True).indices.to("cpu", torch.uint8)
         return plain(self.keep(label_map))[0]
 
-    def report(
-        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool | str = True
-    ) -> list[dict[str, Any]]:
+    def report(self, model_file: str, output_dir: str, pictures: int = 4) -> list[dict[str, Any]]:
         """Score the saved model; writes ``cases.csv``, ``summary.md`` and overlay pictures of the first cases.
 
         Args:
             pictures: how many cases are drawn.
-            distances: HD95 and ASD in mm (photographs: pixels); "voxels" gives them in voxels, False leaves them out,
-                most of the time of a report.
 
         Returns:
             a row for each structure of each image.
@@ -133,18 +133,18 @@ class CaseEvaluator(SupervisedEvaluator):
         rows: list[dict[str, Any]] = []
         for number in tqdm(range(len(data)), desc="scoring", unit="image", disable=None):
             case = data[number]
-            rows += self._score(case, distances, folder if number < pictures else None)
+            rows += self._score(case, folder if number < pictures else None)
         write_cases_csv(rows, folder / "cases.csv")
         text = "\n\n".join([format_table(summarise(rows)), *self._statements(rows, split, record)])
         (folder / "summary.md").write_text(f"{text}\n")
         logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "overlay_*.png")
         return rows
 
-    def _score(self, case: Mapping[str, Any], distances: bool | str, folder: Path | None) -> list[dict[str, Any]]:
+    def _score(self, case: Mapping[str, Any], folder: Path | None) -> list[dict[str, Any]]:
         """The rows of a case; its picture goes into the folder, if any."""
         name, scan, label_map = case["case"], case["scan"], self.segment(case).numpy()
         rows = case_rows(name, label_map, case["label"].numpy(), self.labels, case["spacing"], case["unit"],
-                         distances=distances, scan=scan)  # fmt: skip
+                         distances=self.distances, scan=scan)  # fmt: skip
         if folder is not None:
             title = name if name == scan else f"{name}, {scan}"
             dice = {row["structure"]: row["dice"] for row in rows}

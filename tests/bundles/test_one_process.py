@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.data.write import Case, write_dataset
+from tools.check import check
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ["apscl_fewshot", "sgcg_dg", "transmedseg_ssl", "diffcl_ssl"]
@@ -50,6 +51,21 @@ def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans") / "set"
     return write_dataset(folder, "boxes", {"0": "MRI"}, {1: "a", 2: "b", 3: "c"}, training=map(scan, range(6)),
                          validation=map(scan, range(6, 9)))  # fmt: skip
+
+
+@pytest.mark.parametrize(("bundle", "overrides", "refused"), [
+    ("apscl_fewshot", {}, {"novel_labels": [9]}),
+    ("sgcg_dg", {"in_channels": 1, "regions": {"a": [1]}}, {"in_channels": 1, "regions": {"a": [9]}}),
+    ("transmedseg_ssl", {"labelled": 3}, {}),
+    ("diffcl_ssl", {"labelled": 3}, {"labelled": 3, "patch_size": [16, 16]}),
+])  # fmt: skip
+def test_the_data_check_is_that_of_the_bundle(scans, capsys, bundle, overrides, refused):
+    """Each has demands of its own: known novel labels, known regions, unlabelled images, patches of three lengths."""
+    check(bundle, str(scans), overrides)
+    text = capsys.readouterr().out
+    assert "boxes: no problem found" in text and "  label 3     c: in " in text
+    with pytest.raises(SystemExit, match="expected|novel_labels"):
+        check(bundle, str(scans), refused)
 
 
 @pytest.mark.parametrize("order", [BUNDLES, BUNDLES[::-1]], ids="-".join)

@@ -23,8 +23,12 @@ def name_of(measure: str) -> tuple[str, str]:
 
 def column_of(measure: str, columns: Sequence[str]) -> str:
     """The column of a measure, whose unit need not be given: ``hd95_mm``, or ``hd95_px``, of ``hd95``."""
-    bare = {"_".join(part for part in column.split("_") if part not in _UNITS): column for column in columns}
-    return measure if measure in columns else bare.get(measure, measure)
+    found = [column for column in columns if set(column.split("_")) & set(_SHORT) and _bare(column) == measure]
+    return measure if measure in columns or len(found) != 1 else found[0]
+
+
+def _bare(column: str) -> str:
+    return "_".join(part for part in column.split("_") if part not in _UNITS)
 
 
 def factor_of(measure: str) -> int:

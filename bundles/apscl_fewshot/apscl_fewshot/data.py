@@ -73,8 +73,13 @@ def read_datalist(
     if blank:
         raise DataError.of(blank, str(directory / "dataset.json"))
     queries = [{**item, "support": supports, "novel_labels": names} for item in queries]
-    found = {"training": training, "validation": queries, "labels": dataset.labels, "novel_labels": names}
-    return found | {"facts": facts}
+    return {
+        "training": training,
+        "validation": queries,
+        "labels": dataset.labels,
+        "novel_labels": names,
+        "facts": facts,
+    }
 
 
 class QueryDataset(Dataset):

@@ -21,7 +21,7 @@ from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
 from common.engine import load_checkpoint, use_bfloat16
-from common.report import format_table, save_overlay, score_structure, summarise, write_cases_csv
+from common.report import check_distances, format_table, save_overlay, score_structure, summarise, write_cases_csv
 
 from .protocol import PROTOCOLS, SupportBank, copy_mask, embed_slices, predict
 
@@ -37,6 +37,8 @@ class FewShotEvaluator(SupervisedEvaluator):
     Args:
         protocols: which of ``parts3``, ``ep2``, ``no_oracle`` to score; the first is the key metric's.
         shots: support scans in a bank: 1 takes each in turn and shows the spread, 0 puts all in one bank.
+        distances: HD95 and ASD in mm; "voxels" gives them in voxels, False leaves them out, which
+            saves most of the time of a report.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`.
     """
 
@@ -45,6 +47,7 @@ class FewShotEvaluator(SupervisedEvaluator):
         protocols: Sequence[str] = ("parts3", "ep2", "no_oracle"),
         shots: int = 1,
         amp: bool = False,
+        distances: bool | str = True,
         **kwargs: Any,
     ) -> None:
         protocols = ensure_tuple(protocols)  # the command line makes a name of one
@@ -53,7 +56,7 @@ class FewShotEvaluator(SupervisedEvaluator):
             raise ValueError(f"unknown protocols {unknown}; there are {list(PROTOCOLS)}.")
         super().__init__(decollate=False, **kwargs)
         self.protocols = list(protocols)
-        self.shots = shots
+        self.shots, self.distances = shots, check_distances(distances)
         self.bfloat16 = use_bfloat16(amp, self.state.device)
         self._banks: dict[tuple, SupportBank] = {}
         self.add_event_handler(Events.STARTED, lambda engine: engine._banks.clear())  # the network has changed
@@ -98,13 +101,10 @@ class FewShotEvaluator(SupervisedEvaluator):
             entries.append({k: v.permute(1, 2, 0)[None].float() for k, v in volumes.items()} | names | {"first": first})
         return entries
 
-    def report(
-        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool | str = True
-    ) -> list[dict[str, Any]]:
+    def report(self, model_file: str, output_dir: str, pictures: int = 4) -> list[dict[str, Any]]:
         """Score the saved model under every protocol; writes ``cases.csv``, ``summary.md`` and overlay pictures.
 
-        Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``). Without
-        ``distances`` HD95 and ASD, most of the time of a report, are left out; "voxels" gives them in voxels.
+        Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``).
         """
         self.network.load_state_dict(load_checkpoint(model_file))
         self._banks.clear()
@@ -115,7 +115,7 @@ class FewShotEvaluator(SupervisedEvaluator):
         drawn = 0
         for query in tqdm(self.data_loader, desc="scoring", unit="scan", disable=None):
             for entry in self.segment_query(query, self.protocols):
-                rows.append(entry_row(entry, query, distances))
+                rows.append(entry_row(entry, query, self.distances))
                 if entry["protocol"] == self.protocols[0] and drawn < pictures:
                     draw_entry(entry, query, rows[-1]["dice"], folder)
                     drawn += 1

@@ -89,8 +89,9 @@ class LabelPropagation(nn.Module):
         anchors = [self.bank.draw(c, self.anchors, generator) for c in range(self.bank.num_classes)]
         loss, log = self.loss(anchors, self._project(taught, own, found)[2])
         filled = self.bank.filled.float() / self.bank.size
-        filled = {"bank": filled.mean(), "bank_least": filled.min()}  # of a class, which may never be contrasted
-        return loss, prototype, {"propagation": loss, "prototype": prototype, **filled, **log}
+        # of the emptiest class too: below the loss's min_bank it is not contrasted
+        log |= {"bank": filled.mean(), "bank_least": filled.min()}
+        return loss, prototype, {"propagation": loss, "prototype": prototype, **log}
 
     def _draw(
         self, features: torch.Tensor, labels: torch.Tensor, generator: torch.Generator

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.data.whole_cases import CaseDataset
 from common.engine import load_checkpoint, use_bfloat16
-from common.report import distance_unit, format_table, score_structure, summarise, write_cases_csv
+from common.report import check_distances, distance_unit, format_table, score_structure, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
 
 from .data import DomainDataset
@@ -46,6 +46,8 @@ class DomainEvaluator(SupervisedEvaluator):
         training: gives the mean training mask and the sources' features.
         protocol: arguments of :class:`~sgcg_dg.protocol.Protocol`.
         batch_norms: columns of the report, of ``eval`` and ``batch``; networks without batch norm have ``eval`` alone.
+        distances: HD95 and ASD in mm (photographs: pixels); "voxels" gives them in voxels, False leaves them out, which
+            saves most of the time of a report.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`.
     """
 
@@ -59,6 +61,7 @@ class DomainEvaluator(SupervisedEvaluator):
         protocol: Mapping[str, Any] | None = None,
         batch_norms: Sequence[str] = BATCH_NORMS,
         amp: bool = False,
+        distances: bool | str = True,
         **kwargs: Any,
     ) -> None:
         batch_norms = ensure_tuple(batch_norms)  # the command line makes a name of one
@@ -69,7 +72,7 @@ class DomainEvaluator(SupervisedEvaluator):
         self.regions, self.labels = Regions(regions, labels), dict(labels)
         self.test, self.training = test, training
         self.spatial_dims, self.bfloat16 = spatial_dims, use_bfloat16(amp, self.state.device)
-        self.protocol = Protocol(**(protocol or {}))
+        self.protocol, self.distances = Protocol(**(protocol or {})), check_distances(distances)
         has_norm = any(isinstance(module, _BatchNorm) for module in self.network.modules())
         self.batch_norms = [name for name in batch_norms if has_norm or name == "eval"]
 
@@ -88,9 +91,7 @@ class DomainEvaluator(SupervisedEvaluator):
             logits = predict(self.network, cases, self.spatial_dims, bn, device)
         return [to_masks(own, case, self.protocol) for own, case in zip(logits, cases, strict=True)]
 
-    def report(
-        self, model_file: str, output_dir: str, pictures: int = 4, distances: bool | str = True
-    ) -> list[dict[str, Any]]:
+    def report(self, model_file: str, output_dir: str, pictures: int = 4) -> list[dict[str, Any]]:
         """Score the saved model; writes ``cases.csv``, ``summary.md``, overlay pictures and ``features.png``.
 
         Each row also has the scores of the mean training mask (``prior_dice``, ...), the least that a method must beat.
@@ -111,7 +112,7 @@ class DomainEvaluator(SupervisedEvaluator):
         for group in tqdm(groups, desc="scoring", unit="group", disable=None):
             for bn in self.batch_norms:
                 for case, masks in zip(group, self.segment(group, bn), strict=True):
-                    own = self.case_rows(case, masks, prior, bn, distances)
+                    own = self.case_rows(case, masks, prior, bn)
                     rows += own
                     if bn == self.batch_norms[0] and drawn < pictures:
                         draw_case(case, masks, self.regions, self.labels, own, folder)
@@ -124,27 +125,25 @@ class DomainEvaluator(SupervisedEvaluator):
         logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "*.png")
         return rows
 
-    def case_rows(
-        self, case: dict, masks: np.ndarray, prior: torch.Tensor, bn: str, distances: bool | str
-    ) -> list[dict[str, Any]]:
+    def case_rows(self, case: dict, masks: np.ndarray, prior: torch.Tensor, bn: str) -> list[dict[str, Any]]:
         """A row for each region of a case."""
         truth = self.regions.masks(case["label"][None, None])[0].numpy()
         size = tuple(case["label"].shape)
         if prior.ndim - 1 < len(size):  # the mask of a slice, for every slice
             prior = prior[..., None].expand(*prior.shape, size[-1])
         prior = F.interpolate(prior[None], size=size, mode="nearest-exact")[0].numpy() > 0
-        unit, rows = distance_unit(case["unit"], distances), []
+        unit, rows = distance_unit(case["unit"], self.distances), []
         for k, name in enumerate(self.regions.names):
-            scores, floor = (self._score(found[k], truth[k], case, distances) for found in (masks, prior))
+            scores, floor = (self._score(found[k], truth[k], case) for found in (masks, prior))
             priors = {f"prior_{key}": floor[key] for key in ("dice", f"hd95_{unit}", f"asd_{unit}")}
             names = {"case": case["case"], "domain": case["domain"], "bn": bn, "structure": name}
             rows.append({**names, **scores, **priors})
         return rows
 
-    def _score(self, mask: np.ndarray, truth: np.ndarray, case: dict, distances: bool | str) -> dict[str, Any]:
-        unit, missing = distance_unit(case["unit"], distances), self.protocol.empty_distance
-        scores = score_structure(mask, truth, case["spacing"], distances, case["unit"], self.protocol.symmetric)
-        if missing is not None and scores["status"] == "missed" and distances:
+    def _score(self, mask: np.ndarray, truth: np.ndarray, case: dict) -> dict[str, Any]:
+        unit, missing = distance_unit(case["unit"], self.distances), self.protocol.empty_distance
+        scores = score_structure(mask, truth, case["spacing"], self.distances, case["unit"], self.protocol.symmetric)
+        if missing is not None and scores["status"] == "missed" and self.distances:
             scores |= {f"hd95_{unit}": missing, f"asd_{unit}": missing}
         return scores
 

@@ -42,6 +42,9 @@ class TransferableAugmentation(nn.Module):
         max_count: see :class:`common.losses.ClassStatistics`. min_count: fewer features of a class in either memory
             leave its voxels as they are.
         seed: of the draw of voxels, which leaves all other random numbers alone.
+
+    Raises:
+        ValueError: an unknown direction or covariance; a ``max_count`` below ``min_count``.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class TransferableAugmentation(nn.Module):
         self.head, self.loss = head, loss or ExpectedCrossEntropyLoss()
         self.strength, self.direction, self.mean_shift = strength, direction, mean_shift
         self.confidence, self.match_confidence = confidence, match_confidence
-        self.voxels_per_class, self.min_count, self.seed = voxels_per_class, min_count, seed
+        self.voxels_per_class, self.seed = voxels_per_class, seed
         self.student, self.teacher = (
             ClassStatistics(num_classes, feat_dim, cov=covariance, max_count=max_count, min_count=min_count)
             for _ in range(2)
@@ -97,7 +100,7 @@ class TransferableAugmentation(nn.Module):
     def differences(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Mean shift ``(K, A)`` and covariance of each class; 0 for classes that either memory has hardly seen."""
         student, teacher = self.student.pooled(), self.teacher.pooled()
-        seen = (torch.minimum(student.count, teacher.count) >= self.min_count).to(student.mean.dtype)
+        seen = (student.valid & teacher.valid).to(student.mean.dtype)
         source, target = (student, teacher) if self.direction == "source_to_target" else (teacher, student)
         shift = (target.mean - source.mean) * seen[:, None] if self.mean_shift else None
         cov = target.symmetric_cov()

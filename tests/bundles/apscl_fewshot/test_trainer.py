@@ -162,11 +162,16 @@ def test_the_report_has_cases_a_summary_and_pictures(make_network, network, quer
 
 def test_a_report_without_distances_leaves_them_empty(network, queries, tmp_path):
     save_atomic(network.state_dict(), tmp_path / "model.pt")
-    evaluator = make_evaluator(network, queries[:1], protocols=["ep2"])
-    evaluator.report(str(tmp_path / "model.pt"), str(tmp_path), pictures=0, distances=False)
+    evaluator = make_evaluator(network, queries[:1], protocols=["ep2"], distances=False)
+    evaluator.report(str(tmp_path / "model.pt"), str(tmp_path), pictures=0)
     rows = read(tmp_path)
     assert len(rows) == 4 and all(row["dice"] and not row["hd95_mm"] and not row["asd_mm"] for row in rows)
     assert not list(Path(tmp_path).glob("*.png"))
+    evaluator.distances = "voxels"
+    evaluator.report(str(tmp_path / "model.pt"), str(tmp_path), pictures=0)
+    assert all(float(row["hd95_voxels"]) > 0 and "hd95_mm" not in row for row in read(tmp_path))
+    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found voxel"):
+        make_evaluator(network, queries[:1], distances="voxel")
 
 
 def test_unknown_protocols_are_refused(network):

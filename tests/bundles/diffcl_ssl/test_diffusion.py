@@ -231,10 +231,10 @@ def test_empty_ranges_of_times_are_refused(low, high):
 
 def test_bad_options_of_the_process_are_refused():
     for options, message in (
-        ({"schedule": "sigmoid_beta"}, "schedule must be 'linear_beta' or 'cosine', got 'sigmoid_beta'"),
-        ({"steps": 20}, "above 20"),
+        ({"schedule": "sigmoid_beta"}, "noise_schedule: expected linear_beta or cosine, found sigmoid_beta"),
+        ({"steps": 20}, "noise_steps: expected more than 20"),
         ({"sampling_steps": 0}, "multiple of sampling_steps"),
-        ({"steps": 100, "sampling_steps": 30}, "got 100 and 30"),
+        ({"steps": 100, "sampling_steps": 30}, "found 100 and 30"),
     ):
         with pytest.raises(ValueError, match=message):
             Diffusion(2, **options)

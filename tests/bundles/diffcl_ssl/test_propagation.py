@@ -81,6 +81,10 @@ def test_so_many_of_each_class_and_the_share_filled():
         log = propagation(*make_case(number), number)[2]
         assert propagation.bank.filled.tolist() == [filled] * CLASSES
         assert log["bank"].item() == log["bank_least"].item() == pytest.approx(filled / 20)
+    student, unlabelled, peer = make_case(3)
+    student.labels[student.labels == 1] = 0
+    log = (propagation := make(voxels_per_class=7, bank_size=20))(student, unlabelled, peer, 0)[2]
+    assert log["bank_least"] == 0 and log["bank"].item() == pytest.approx(propagation.bank.filled.sum() / CLASSES / 20)
 
 
 def test_the_bank_keeps_vectors_of_length_1_and_takes_nothing_in_eval():

@@ -169,13 +169,17 @@ def test_a_missed_structure_has_the_distance_that_is_asked_for(cases, tmp_path):
     cups = {row["case"]: row for row in rows if row["structure"] == "cup"}
     assert [float(cups["missed"][name]) for name in ("dice", "hd95_px", "asd_px")] == [0, 100, 100]
     assert float(cups["moved"]["hd95_px"]) < 5 and not cups["missed"]["asd_px_found_only"]
-    _, rows = report(tmp_path, evaluator, pictures=0, distances=False)
+    evaluator.distances = False
+    _, rows = report(tmp_path, evaluator, pictures=0)
     assert all(row["hd95_px"] == row["asd_px"] == row["prior_asd_px"] == "" for row in rows)
     assert any(row["dice"] for row in rows)
-    _, rows = report(tmp_path, evaluator, pictures=0, distances="voxels")
+    evaluator.distances = "voxels"
+    _, rows = report(tmp_path, evaluator, pictures=0)
     in_voxels = {row["case"]: row for row in rows if row["structure"] == "cup"}
     assert [float(in_voxels["missed"][name]) for name in ("hd95_voxels", "asd_voxels")] == [100, 100]
     assert in_voxels["moved"]["prior_hd95_voxels"] == cups["moved"]["prior_hd95_px"]
+    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found voxel"):
+        make_evaluator(cases, distances="voxel")
 
 
 def test_the_floor_has_the_same_protocol(cases, tmp_path):
@@ -295,7 +299,7 @@ def test_the_report_is_of_the_weights_in_the_file(cases, tmp_path):
 
 def test_networks_without_batch_norm_have_one_column(cases, tmp_path, make_network):
     for network in (Painted(norm=False), make_network(norm="instance")):
-        _, rows = report(tmp_path, make_evaluator(cases, network), pictures=0, distances=False)
+        _, rows = report(tmp_path, make_evaluator(cases, network, distances=False), pictures=0)
         assert {row["bn"] for row in rows} == {"eval"} and len(rows) == 9
     with pytest.raises(ValueError, match=r"unknown batch norms \['train'\]; there are \['eval', 'batch'\]"):
         make_evaluator(cases, batch_norms=["eval", "train"])

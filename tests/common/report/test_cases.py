@@ -95,7 +95,7 @@ def test_pixels_stand_in_the_names_of_the_columns():
     assert missed["hd95_px"] == missed["asd_px"] == 5 and math.isnan(missed["hd95_px_found_only"])
     volume = score_structure(np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, 1, 1), unit="px")
     assert volume["truth_voxels"] == 8 and math.isnan(volume["truth_ml"])
-    with pytest.raises(ValueError, match="unit: expected one of mm, px, voxels, found cm"):
+    with pytest.raises(ValueError, match="unit: expected one of mm, px, found cm"):
         score_structure(np.eye(3), np.eye(3), (1, 1), unit="cm")
 
 

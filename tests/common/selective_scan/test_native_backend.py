@@ -98,10 +98,12 @@ def test_another_compiler_is_tried(fresh):
     """A broken one hides no working one behind it; where none works, each has its say."""
     folder = fresh("echo second >&2; exit 1")
     compiler = folder.parents[1] / "bin" / "c++"
-    compiler.write_text("#!/bin/sh\necho first >&2; exit 1\n")
-    compiler.chmod(0o755)
-    found = load()
-    assert found.index("first") < found.index("second")
+    broken = 'for last; do :; done; echo broken > "$last"'
+    for script, reason in (("echo first >&2; exit 1", "first"), (broken, "OSError")):
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+        found = load()
+        assert found.index(reason) < found.index("second")
 
 
 def test_a_library_without_the_functions_is_the_reason(fresh, monkeypatch):

@@ -185,8 +185,12 @@ def test_the_rows_of_a_case(cases, tmp_path):
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary.splitlines()[:5]]
     assert lines[0][:4] == ["structure", "Dice", "Jaccard", "HD95 mm"]
     assert [line[0] for line in lines[2:]] == ["cavity", "wall", "all"] and lines[2][1].startswith("0.889 ± ")
-    rows, _ = report(tmp_path, make_evaluator(cases), pictures=0, distances=False)
+    rows, _ = report(tmp_path, make_evaluator(cases, distances=False), pictures=0)
     assert not any(row["hd95_mm"] or row["asd_mm"] for row in rows)
+    rows, _ = report(tmp_path, make_evaluator(cases, distances="voxels"), pictures=0)
+    assert float(rows[2]["hd95_voxels"]) == 1 and "hd95_mm" not in rows[2]
+    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found voxel"):
+        make_evaluator(cases, distances="voxel")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ def test_names(measure, name):
 @pytest.mark.parametrize("unit", ["mm", "px", "voxels"])
 def test_the_unit_need_not_be_given(unit):
     columns = ["case", "dice", f"hd95_{unit}", f"hd95_{unit}_found_only", f"prior_asd_{unit}", "truth_voxels"]
-    wanted = ("dice", "hd95", "hd95_found_only", "prior_asd", "hd95_mm", "x")
+    wanted = ("dice", "hd95", "hd95_found_only", "prior_asd", "hd95_mm", "truth")
     assert [column_of(measure, columns) for measure in wanted] == [
-        "dice", f"hd95_{unit}", f"hd95_{unit}_found_only", f"prior_asd_{unit}", "hd95_mm", "x"]  # fmt: skip
+        "dice", f"hd95_{unit}", f"hd95_{unit}_found_only", f"prior_asd_{unit}", "hd95_mm", "truth"]  # fmt: skip
+    assert column_of("hd95", ["hd95_mm", "hd95_voxels"]) == "hd95"
 
 
 @pytest.mark.parametrize("numbers, digits", [
