@@ -34,6 +34,8 @@ class Step:
     labelled: Voxels
     teaches: Callable[[], Voxels] | None = None  # makes ``unlabelled``
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
+    found: torch.Tensor | None = None  # the student's logits on the images of ``unlabelled``
+    shown: torch.Tensor | None = None  # where, ``(B, *spatial)``: elsewhere a labelled image is mixed in
 
     @cached_property
     def unlabelled(self) -> Voxels | None:
@@ -117,7 +119,10 @@ class MeanTeacherBase(Supervised):
         if certain is not None:
             terms["certain"] = certain.float().mean()
         loss = done.loss + self.weight * ramp * distance
-        return Step(loss, done.labelled, lambda: Voxels(features, taught, *self.pseudo_labels(taught)), terms)
+        everywhere = torch.ones_like(found[:, 0], dtype=torch.bool)
+        return Step(
+            loss, done.labelled, lambda: Voxels(features, taught, *self.pseudo_labels(taught)), terms, found, everywhere
+        )
 
     def _noisy(self, image: torch.Tensor) -> torch.Tensor:
         return image + (torch.randn_like(image) * self.noise).clamp(-2 * self.noise, 2 * self.noise)
@@ -240,6 +245,8 @@ class CopyPaste(Supervised):
             Voxels(student, logits, labels),
             lambda: Voxels(features, taught, pseudo, confidence),
             {"seg": supervised, "pseudo": taught_part},
+            logits,
+            ~true,
         )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.semi_supervised.bases import Step, Voxels
-from transmedseg_ssl.augmentation import TransferableAugmentation
+from transmedseg_ssl.augmentation import TransferableAugmentation, mutual_information
 
 CLASSES, WIDTH, TOTAL = 3, 5, 10
 DIRECTIONS = ["source_to_target", "teacher_to_student"]
@@ -32,9 +32,11 @@ def make_step(network, seed=0, size=(2, 16, 16), shown=(0, 1, 2)):
     features = network.body(images[0] + 0.5 * labels[:, None])
     taught = (1.5 * network.body(images[1] - 0.3 * pseudo[:, None]) + 0.2).detach()
     confidence = torch.rand(size, generator=draw)
+    found = network(images[1] - 0.3 * pseudo[:, None])
     return Step(
         torch.zeros(()), Voxels(features, network.head(features), labels),
-        lambda: Voxels(taught, network.head(taught).detach(), pseudo, confidence),
+        lambda: Voxels(taught, network.head(taught).detach(), pseudo, confidence), {},
+        found, torch.rand(size, generator=draw) < 0.7,
     )  # fmt: skip
 
 
@@ -249,6 +251,43 @@ def test_classes_and_confidence_that_never_come(direction):
 def test_a_memory_too_short_to_count_is_refused():
     with pytest.raises(ValueError, match="max_count=100 would keep classes below min_count=256"):
         make(max_count=100, min_count=256)
+
+
+# --- on unlabelled voxels of the student ---
+
+
+def test_pseudo_labelled_voxels_of_the_student_count_like_labelled_ones():
+    """Those shown and confident; of the others nothing."""
+    network = make_network()
+    step, tsa = make_step(network), make(on_unlabelled=True, strength=0.8)
+    loss, _ = tsa(network, step, 5, TOTAL)
+    shift, cov = (value.double().numpy() for value in tsa.differences())
+    taught = torch.where((step.unlabelled.confidence >= 0.75) & step.shown, step.unlabelled.labels, -1)
+    inverse = torch.linalg.pinv(network.head.weight.flatten(1).double())
+    features = ((step.found.movedim(1, -1).double() - network.head.bias) @ inverse.T).movedim(-1, 1)
+    sides = ((step.labelled.features, step.labelled.labels), (features, taught))
+    sums = [(naive(x, y, network.head, 0.4, shift, cov), int((y >= 0).sum())) for x, y in sides]
+    expected = sum(mean * count for mean, count in sums) / sum(count for _, count in sums)
+    assert loss.item() == pytest.approx(expected, rel=1e-5) and sums[1][1] > 20
+    slope = torch.autograd.grad(loss, step.found)[0].any(1)
+    assert torch.equal(slope, taught >= 0)
+    with pytest.raises(ValueError, match="tsa_on_unlabelled belongs to source_to_target"):
+        make(on_unlabelled=True, direction="teacher_to_student")
+
+
+def test_mutual_information_by_hand():
+    """The least and the most there is; then voxel by voxel, of the voxels shown."""
+    alike, apart = torch.zeros(6, CLASSES), 50 * torch.eye(CLASSES).repeat(2, 1)
+    assert mutual_information(alike).item() == pytest.approx(0, abs=1e-6)
+    assert mutual_information(apart).item() == pytest.approx(math.log(CLASSES), rel=1e-6)
+    network = make_network()
+    step = make_step(network)
+    plainly, _ = make()(network, step, 5, TOTAL)
+    loss, logged = make(mi_weight=0.3)(network, step, 5, TOTAL)
+    p = step.found.movedim(1, -1)[step.shown].detach().double().softmax(1).numpy()
+    expected = (p * np.log(p)).sum(1).mean() - (p.mean(0) * np.log(p.mean(0))).sum()
+    assert logged["information"].item() == pytest.approx(expected, rel=1e-4)
+    assert loss.item() == pytest.approx(plainly.item() - 0.3 * expected, rel=1e-5)
 
 
 # --- gradient ---

@@ -46,6 +46,16 @@ def test_every_base_trains_in_both_directions(bundle, tmp_path, base):
     assert torch.equal(*models) == (base == "supervised")
 
 
+@pytest.mark.parametrize("base", ["mean_teacher", "bcp"])
+def test_the_students_unlabelled_voxels_and_their_information(bundle, tmp_path, base):
+    """Either changes what is learnt."""
+    options = {"base": base, "pretrain": 0.0, "max_epochs": 1, "tsa_weight": 1.0}
+    models = [bundle.train(tmp_path / str(number), **options, **more)[1]["final_conv.weight"] for number, more in
+              enumerate(({}, {"tsa_on_unlabelled": True}, {"tsa_mi_weight": 0.1}))]  # fmt: skip
+    assert not torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+    assert all(model.isfinite().all() for model in models)
+
+
 def test_two_processes_keep_the_same_network_and_memories(bundle, tmp_path, two_processes):
     """Each sees images of its own; with a batch of 2 an epoch adds so many features a process."""
     options = {"pretrain": 0.0, "max_epochs": 1, "val_interval": 1, "batch_size": 2}
