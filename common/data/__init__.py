@@ -5,6 +5,7 @@ from common.data.dataset import DataError, Dataset, read_dataset
 from common.data.draws import only_item
 from common.data.images import list_images
 from common.data.natural import natural_key
+from common.data.sample import is_sample_data, refuse_foreign
 from common.data.shrink import ShrinkByAread, ZoomByAread
 from common.data.whole_cases import CaseDataset
 from common.data.write import Case, atomic_folder, write_dataset
@@ -20,9 +21,11 @@ __all__ = [
     "atomic_folder",
     "check_cases",
     "check_dataset",
+    "is_sample_data",
     "list_images",
     "natural_key",
     "only_item",
     "read_dataset",
+    "refuse_foreign",
     "write_dataset",
 ]

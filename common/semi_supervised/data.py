@@ -14,7 +14,7 @@ import torch
 import torch.utils.data
 from tqdm import tqdm
 
-from common.data import CaseFacts, DataError, Dataset, check_dataset, read_dataset
+from common.data import CaseFacts, DataError, Dataset, check_dataset, read_dataset, refuse_foreign
 from common.data.draws import drawing, endless, plain, slices
 from common.data.photograph import is_photograph
 
@@ -140,7 +140,7 @@ class PairDataset(torch.utils.data.Dataset):
         sample: the data set is the sample data.
 
     Raises:
-        DataError: nothing to train on; other people's labelled images with the sample data.
+        DataError: nothing to train on; other people's images with the sample data.
     """
 
     def __init__(
@@ -153,12 +153,7 @@ class PairDataset(torch.utils.data.Dataset):
         seed: int = 0,
         sample: bool = False,
     ) -> None:
-        foreign = [item["image"] for item in data if "case" not in item]
-        if sample and foreign:  # MONAI Label replaces the labelled images, not the classes and the unlabelled images
-            raise DataError(
-                f"expected labelled images of the sample data, whose classes and unlabelled images are used, found "
-                f"{foreign[0]}; set `dataset_dir` in train.json to your own data set."
-            )
+        refuse_foreign(data, sample)
         self.labelled = _read(data, ("image", "label"), transform, spatial_dims)
         self.unlabeled = _read(unlabeled, ("image",), transform, spatial_dims)
         if not self.labelled:

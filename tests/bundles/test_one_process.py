@@ -7,12 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
+from common.data import read_dataset
 from common.data.write import Case, write_dataset
+from common.engine.root_cause import root_cause
 from tools.check import check
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ["apscl_fewshot", "sgcg_dg", "transmedseg_ssl", "diffcl_ssl"]
+SMALL = {
+    "apscl_fewshot": {"image_size": [32, 32], "min_fg": 4},
+    "sgcg_dg": {"in_channels": 1, "image_size": [32, 32]},
+    "transmedseg_ssl": {"labelled": 3, "patch_size": [32, 32]},
+    "diffcl_ssl": {"labelled": 3, "patch_size": [16, 16, 16]},
+}
 TOGETHER = """
 import sys
 from monai.bundle import run
@@ -48,7 +57,7 @@ def scans(tmp_path_factory):
         image = 100 + 40 * label + rng.integers(0, 30, label.shape)
         return Case(f"scan_{number}", image.astype(np.uint8), label, np.diag([2.0, 2.0, 5.0, 1.0]), "abc"[number % 3])
 
-    folder = tmp_path_factory.mktemp("scans") / "set"
+    folder = tmp_path_factory.mktemp("scans") / "sample_data"
     return write_dataset(folder, "boxes", {"0": "MRI"}, {1: "a", 2: "b", 3: "c"}, training=map(scan, range(6)),
                          validation=map(scan, range(6, 9)))  # fmt: skip
 
@@ -66,6 +75,28 @@ def test_the_data_check_is_that_of_the_bundle(scans, capsys, bundle, overrides, 
     assert "boxes: no problem found" in text and "  label 3     c: in " in text
     with pytest.raises(SystemExit, match="expected|novel_labels"):
         check(bundle, str(scans), refused)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_sample_data_are_not_mixed_with_other_peoples_scans(scans, bundle):
+    """MONAI Label replaces the labelled images alone; a model of other classes would come out of it."""
+    names = ["train", "volume"] if bundle == "sgcg_dg" else ["train"]
+    configs = [ROOT / "bundles" / bundle / "configs" / f"{name}.json" for name in names]
+    items = [{key: item[key] for key in ("image", "label")} for item in read_dataset(scans).training]
+    options = {"dataset_dir": str(scans), "train::dataset::data": items, **SMALL[bundle]}
+
+    def dataset(**more):
+        parser = ConfigParser()
+        parser.read_config(configs)
+        parser.update({**options, **more})
+        return parser.get_parsed_content("train::dataset")
+
+    check(bundle, str(scans), SMALL[bundle])  # puts the bundle's folder on the path
+    assert len(dataset()) > 0
+    with pytest.raises(RuntimeError) as error:
+        dataset(bundle_root=str(scans.parent))
+    assert "expected labelled images of the sample data" in str(root_cause(error.value))
+    assert f"found {items[0]['image']}; set `dataset_dir`" in str(root_cause(error.value))
 
 
 @pytest.mark.parametrize("order", [BUNDLES, BUNDLES[::-1]], ids="-".join)

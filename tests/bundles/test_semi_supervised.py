@@ -104,17 +104,6 @@ def test_supervised_training_needs_no_unlabelled_case(bundle, tmp_path):
         assert not (tmp_path / base).exists()
 
 
-def test_sample_data_are_not_mixed_with_other_peoples_scans(bundle, tmp_path):
-    """MONAI Label replaces the labelled images alone."""
-    data = bundle.write(tmp_path / "sample_data")
-    items = [{key: item[key] for key in ("image", "label")} for item in read_dataset(data).training]
-    options = {"train::dataset::data": items, "base": "supervised"}
-    bundle.build(tmp_path, data, **options)
-    with pytest.raises(RuntimeError) as error:
-        bundle.build(tmp_path, data, bundle_root=str(tmp_path), **options)
-    assert "expected labelled images of the sample data" in str(root_cause(error.value))
-
-
 def test_labels_of_unlabelled_cases_are_never_opened(bundle, tmp_path):
     """Neither of those in `unlabeled` nor of those that `labelled` makes unlabelled."""
     found = []

@@ -14,7 +14,7 @@ from monai.data import CacheDataset
 from monai.utils import ensure_tuple
 from torch.utils.data import Dataset
 
-from common.data import DataError, check_dataset, natural_key, read_dataset
+from common.data import DataError, check_dataset, is_sample_data, natural_key, read_dataset, refuse_foreign
 from common.data.draws import drawing
 
 from .sample import generate_sample_data
@@ -46,15 +46,13 @@ def read_datalist(
 
     Returns:
         ``training`` and ``validation`` (each query names its ``support`` scans), ``labels`` (id to name),
-        ``novel_labels`` and ``facts`` (what the check saw, by split).
+        ``novel_labels``, ``facts`` (what the check saw, by split) and ``sample`` (these are the sample data).
 
     Raises:
         DataError: anything wrong with the data set, the fold, the support or the labels; all bad cases at once.
     """
     directory = Path(dataset_dir)
-    if directory.resolve() == (Path(bundle_root) / "sample_data").resolve() and not directory.exists():
-        logger.info("generating sample data in %s", directory)
-        generate_sample_data(directory)
+    sample = is_sample_data(directory, bundle_root, generate_sample_data)
     dataset = read_dataset(directory)
     facts = check_dataset(dataset)
     if dataset.validation and (directory / "support").is_dir():
@@ -79,6 +77,7 @@ def read_datalist(
         "labels": dataset.labels,
         "novel_labels": names,
         "facts": facts,
+        "sample": sample,
     }
 
 
@@ -213,9 +212,10 @@ class EpisodeDataset(Dataset):
         augmentation: random dictionary transform of ``image`` and ``mask`` ``(1, H, W)``, applied to each slice.
         flip: mirror support and query together, half of the time.
         superpixels: null trains on base classes alone.
+        sample: the data set is the sample data.
 
     Raises:
-        DataError: nothing to draw episodes from.
+        DataError: nothing to draw episodes from; other people's images with the sample data.
     """
 
     def __init__(
@@ -233,9 +233,11 @@ class EpisodeDataset(Dataset):
         superpixels: Superpixels | None = None,
         superpixel_share: float = 0.5,
         seed: int = 0,
+        sample: bool = False,
     ) -> None:
         if pairing not in PAIRINGS or setting not in (1, 2):
             raise ValueError(f"pairing must be one of {PAIRINGS}, setting 1 or 2; got {pairing!r}, {setting!r}.")
+        refuse_foreign(data, sample)
         self.scans = [
             {
                 "image": slices(item["image"]),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
+from common.data import is_sample_data
 from common.semi_supervised.data import read_semi_supervised
 
 from .sample import generate_sample_data
-
-logger = logging.getLogger(__name__)
 
 
 def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[str, Any]:
@@ -23,9 +20,5 @@ def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[st
     """
     if options.get("spatial_dims", 3) != 3:
         raise ValueError(f"spatial_dims: expected 3, found {options['spatial_dims']}; transmedseg_ssl takes slices.")
-    directory = Path(dataset_dir)
-    sample = directory.resolve() == (Path(bundle_root) / "sample_data").resolve()
-    if sample and not directory.exists():
-        logger.info("generating sample data in %s", directory)
-        generate_sample_data(directory)
+    sample = is_sample_data(dataset_dir, bundle_root, generate_sample_data)
     return read_semi_supervised(dataset_dir, **options) | {"sample": sample}

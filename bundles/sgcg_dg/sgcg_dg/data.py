@@ -12,7 +12,7 @@ import torch
 from monai.utils import ensure_tuple
 from torch.utils.data import Dataset, Sampler
 
-from common.data import DataError, check_dataset, natural_key, read_dataset
+from common.data import DataError, check_dataset, is_sample_data, natural_key, read_dataset, refuse_foreign
 from common.data.draws import drawing, endless, plain, slices
 
 from .regions import Regions
@@ -50,16 +50,14 @@ def read_datalist(
 
     Returns:
         ``training``, ``validation``, ``test`` (items), ``domains`` (sources in alphabetical order), ``target``,
-        ``labels`` (id to name) and ``facts`` (what the check saw, by split).
+        ``labels`` (id to name), ``facts`` (what the check saw, by split) and ``sample`` (these are the sample data).
 
     Raises:
         DataError: with every problem of the files at once; of files that can be read, with every problem of the regions
             and of items without a domain; then with every problem of the choice of domains and of masks that lack one.
     """
     directory = Path(dataset_dir)
-    if directory.resolve() == (Path(bundle_root) / "sample_data").resolve() and not directory.exists():
-        logger.info("generating sample data in %s", directory)
-        generate_sample_data(directory)
+    sample = is_sample_data(directory, bundle_root, generate_sample_data)
     dataset = read_dataset(directory)
     facts = check_dataset(dataset, channels=channels)
     problems = Regions.problems(regions, dataset.labels)
@@ -86,6 +84,7 @@ def read_datalist(
         "target": target,
         "labels": dataset.labels,
         "facts": facts,
+        "sample": sample,
     }
 
 
@@ -155,9 +154,10 @@ class DomainDataset(Dataset):
         augmentation: random dictionary transform of ``image`` and ``label``.
         mix: random dictionary transform of ``image`` with ``partner`` that adds ``image_ram``; null adds nothing.
         partner: ``other_domain``, or ``same_domain`` (the only choice with one domain).
+        sample: the data set is the sample data.
 
     Raises:
-        DataError: nothing to train on.
+        DataError: nothing to train on; other people's images with the sample data.
     """
 
     def __init__(
@@ -169,9 +169,11 @@ class DomainDataset(Dataset):
         mix: Callable | None = None,
         partner: str = "other_domain",
         seed: int = 0,
+        sample: bool = False,
     ) -> None:
         if partner not in ("other_domain", "same_domain"):
             raise ValueError(f"partner must be other_domain or same_domain, got {partner!r}.")
+        refuse_foreign(data, sample)
         self.names = sorted({item.get("domain", "unknown") for item in data})
         self.images, self.labels, self.domains, self.cases = [], [], [], []
         for item in data:

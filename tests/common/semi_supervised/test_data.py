@@ -288,17 +288,6 @@ def test_a_list_of_images_and_labels_alone(folder):
     assert dataset[2]["case"] == data[2]["image"] and dataset[2]["image"].shape == (1, 8, 7, 4)
 
 
-def test_sample_data_are_not_mixed_with_other_peoples(folder):
-    """MONAI Label replaces the labelled images alone."""
-    found = read_semi_supervised(folder)
-    data = [{key: item[key] for key in BOTH} for item in found["training"]]
-    assert len(PairDataset(found["training"], found["unlabeled"], TRANSFORM, None, sample=True)) == len(data)
-    with pytest.raises(DataError) as error:
-        PairDataset([found["training"][0], *data[1:]], [], TRANSFORM, None, sample=True)
-    assert "expected labelled images of the sample data" in str(error.value)
-    assert f"found {data[1]['image']}; set `dataset_dir`" in str(error.value)
-
-
 def test_volumes_are_read_once(folder, monkeypatch):
     found, read = read_semi_supervised(folder), []
     dataset = PairDataset(found["training"], found["unlabeled"],
