@@ -38,8 +38,8 @@ def check(bundle: str, dataset_dir: str, overrides: Mapping[str, Any] | None = N
     settings.read_config(str(config))
     unknown = [key for key in overrides or {} if key not in settings.config]
     if unknown:
-        raise SystemExit(f"expected keys at the top of {config}, found {', '.join(unknown)}; a key of another config "
-                         "file is given by what it changes of these")  # fmt: skip
+        raise SystemExit(f"expected keys at the top of {config}, found {', '.join(unknown)}; what further "
+                         "config files of a training set of these, give as options")  # fmt: skip
     settings.update({**(overrides or {}), "dataset_dir": str(dataset_dir)})
     try:
         dataset = read_dataset(dataset_dir)

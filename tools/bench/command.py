@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from tools.markdown import markdown
 
 NAMES = ("volume", "contrast", "augmentation", "scan")  # one module of this package each, with a function of that name
 
@@ -31,12 +35,13 @@ def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> 
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
     finally:
         torch.set_num_threads(threads)
-    for row in rows:
-        print(
-            "  ".join(
-                f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in row.items()
-            )
-        )
+    for _, alike in groupby(rows, key=tuple):  # of the same keys
+        columns = list(alike)
+        print(markdown([[key, *(_text(row[key]) for row in columns)] for key in columns[0]]), end="\n\n")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     if output is not None:
         Path(output).write_text(json.dumps({"metadata": machine, "results": rows}, indent=1) + "\n")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tools.markdown import markdown
+
 from .measure import digits_of, factor_of, name_of
 from .plan import text_of
 from .statistics import Difference, Rows, cell, mean_cell, paired
@@ -95,11 +97,11 @@ def format_tables(tables: Sequence[Table], first: str) -> str:
     blocks = []
     for table in tables:
         body = [[name, *(_number(*numbers, table.digits) for numbers in line)] for name, line in table.lines.items()]
-        blocks.append(_markdown([[table.head, *table.columns], *body]))
+        blocks.append(markdown([[table.head, *table.columns], *body]))
         if table.tests:
             head = [f"{first} minus", "difference", "95 % interval", "p", "n"]
             body = [[name, *_test(test, table.digits)] for name, test in table.tests.items()]
-            blocks.append(_markdown([head, *body]))
+            blocks.append(markdown([head, *body]))
     return "\n\n".join(blocks)
 
 
@@ -115,10 +117,3 @@ def _test(test: Difference, digits: int) -> list[str]:
     interval = "-" if math.isnan(test.low) else f"{test.low:+.{digits}f} to {test.high:+.{digits}f}"
     p = "-" if math.isnan(test.p) else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
     return [f"{test.mean:+.{digits}f}", interval, p, str(test.n)]
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in rows]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
