@@ -25,17 +25,18 @@ class Tools:
 
         sample(bundle, output, seed)
 
-    def check(self, bundle: str, dataset_dir: str, **overrides: str) -> None:
+    def check(self, bundle: str, dataset_dir: str, config_file: str | None = None, **overrides: str) -> None:
         """Check a data set for a bundle: every bad case at once, or a summary.
 
         Args:
             bundle: name of a folder in bundles/.
             dataset_dir: the folder that holds dataset.json.
-            overrides: keys at the top of train.json, as for the training, such as --novel_labels "[3]".
+            config_file: as for the training; by default the bundle's train.json.
+            overrides: keys of it, as for the training, such as --novel_labels "[3]".
         """
         from tools.check import check
 
-        check(bundle, dataset_dir, overrides)
+        check(bundle, dataset_dir, config_file, overrides)
 
     def preview(self, bundle: str, dataset_dir: str | None = None, output: str | None = None, cases: int = 4) -> None:
         """Draw the labels of a data set over its images: look at your data before you train.

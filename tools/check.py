@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 
 from common.data.check import CaseFacts
 from common.data.dataset import SPLITS, DataError, Dataset, read_dataset
 from common.data.photograph import is_photograph
 from common.engine.root_cause import causes
+from tools.bundles import home_of, put_on_path
 
-BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
-
-def check(bundle: str, dataset_dir: str, overrides: Mapping[str, Any] | None = None) -> None:
-    """Check a data set as a training of the bundle with the same overrides does, and print a summary.
+def check(
+    bundle: str,
+    dataset_dir: str,
+    config_file: str | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Check a data set as a training of the bundle with the same options does, and print a summary.
 
     Args:
-        bundle: name of a folder in ``bundles/``; ``datalist`` of its train.json is what reads the data.
+        bundle: name of a folder in ``bundles/``; ``datalist`` of the config is what reads the data.
         dataset_dir: the folder that holds ``dataset.json``.
-        overrides: keys of train.json.
+        config_file: of the training; null takes the bundle's train.json.
+        overrides: keys of the config.
 
     Raises:
-        SystemExit: with the text of the error, when the data cannot be used or there is no such bundle or key.
+        SystemExit: with the text of the error, when the data cannot be used or there is no such bundle, file or key.
     """
-    config = BUNDLES / bundle / "configs" / "train.json"
-    if not config.is_file():
-        names = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/train.json"))
-        raise SystemExit(f"bundle: expected one of {', '.join(names)}, found {bundle}")
-    sys.path.insert(0, str(BUNDLES / bundle))  # the package of this bundle, before an installed one
+    home = home_of(bundle)
+    put_on_path(home)
+    files = [str(file) for file in ensure_tuple(config_file or home / "configs" / "train.json")]
+    absent = [file for file in files if not Path(file).is_file()]
+    if absent:
+        raise SystemExit(f"config_file: expected files, found none at {', '.join(absent)}")
     settings = ConfigParser()
-    settings.read_config(str(config))
-    unknown = [key for key in overrides or {} if key not in settings.config]
+    settings.read_config(files)
+    unknown = [key for key in overrides or {} if key.split("::")[0] not in settings.config]
     if unknown:
-        raise SystemExit(f"expected keys at the top of {config}, found {', '.join(unknown)}; what further "
-                         "config files of a training set of these, give as options")  # fmt: skip
+        raise SystemExit(f"expected keys of {', '.join(files)}, found {', '.join(unknown)}")
     settings.update({**(overrides or {}), "dataset_dir": str(dataset_dir)})
     try:
         dataset = read_dataset(dataset_dir)
@@ -54,7 +59,7 @@ def check(bundle: str, dataset_dir: str, overrides: Mapping[str, Any] | None = N
 
 def _summary(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:
     cases = [one for split in facts.values() for one in split]
-    holding = Counter(i for one in cases for i in one.label_ids)
+    holding = Counter(i for split in SPLITS for one in facts.get(split, []) for i in one.label_ids)
     lines = [f"{dataset.name}: no problem found in {dataset.directory}"]
     lines += [f"  {split:<12}{len(items)} images of {len({one.case for one in items})} cases"
               for split, items in facts.items() if items]
@@ -71,8 +76,8 @@ def _domains(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:
     """The images of each domain by split; none where no item names a domain."""
     domains = {item["image"]: item.get("domain", "") for split in SPLITS for item in getattr(dataset, split)}
     counts: dict[str, Counter] = {}
-    for split, items in facts.items():
-        for one in items:
+    for split in SPLITS:  # not the scans of a folder of their own, such as supports
+        for one in facts.get(split, []):
             counts.setdefault(domains.get(one.image, ""), Counter())[split] += 1
     if set(counts) == {""}:
         return []

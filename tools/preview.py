@@ -9,9 +9,8 @@ import numpy as np
 from common.data.check import check_cases, read_volume
 from common.data.dataset import DataError, read_dataset
 from common.report import save_overlay
+from tools.bundles import home_of
 from tools.sample import sample
-
-BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 
 
 def preview(bundle: str, dataset_dir: str | None = None, output: str | None = None, cases: int = 4) -> None:
@@ -26,10 +25,7 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
     Raises:
         SystemExit: with the text of the error, when there is no such bundle or the data cannot be used.
     """
-    home = BUNDLES / bundle
-    if not (home / "configs").is_dir():
-        found = sorted(folder.parent.name for folder in BUNDLES.glob("*/configs"))
-        raise SystemExit(f"bundle: expected one of {', '.join(found)}, found {bundle}")
+    home = home_of(bundle)
     if cases < 1:
         raise SystemExit(f"cases: expected 1 or more, found {cases}")
     if dataset_dir is None and not (home / "sample_data").exists():

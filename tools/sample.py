@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 
-BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+from tools.bundles import home_of, put_on_path
 
 
 def sample(bundle: str, output: str | None = None, seed: int = 0) -> None:
@@ -17,12 +16,9 @@ def sample(bundle: str, output: str | None = None, seed: int = 0) -> None:
         output: folder to create; by default the bundle's own sample_data, where training looks for it.
         seed: which data; training without any override uses 0.
     """
-    names = sorted(folder.name for folder in BUNDLES.iterdir() if (folder / folder.name / "sample.py").is_file())
-    if bundle not in names:
-        raise SystemExit(f"there is no bundle '{bundle}' with sample data; there are: {', '.join(names)}")
-    target = Path(output) if output else BUNDLES / bundle / "sample_data"
-    if str(BUNDLES / bundle) not in sys.path:
-        sys.path.insert(0, str(BUNDLES / bundle))
+    home = home_of(bundle)
+    target = Path(output) if output else home / "sample_data"
+    put_on_path(home)
     generator = importlib.import_module(f"{bundle}.sample")
     try:
         generator.generate_sample_data(target, seed=seed)

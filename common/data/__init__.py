@@ -5,7 +5,7 @@ from common.data.dataset import DataError, Dataset, read_dataset
 from common.data.draws import only_item
 from common.data.images import list_images
 from common.data.natural import natural_key
-from common.data.sample import is_sample_data, refuse_foreign
+from common.data.sample import ensure_sample_data, refuse_foreign
 from common.data.shrink import ShrinkByAread, ZoomByAread
 from common.data.whole_cases import CaseDataset
 from common.data.write import Case, atomic_folder, write_dataset
@@ -21,7 +21,7 @@ __all__ = [
     "atomic_folder",
     "check_cases",
     "check_dataset",
-    "is_sample_data",
+    "ensure_sample_data",
     "list_images",
     "natural_key",
     "only_item",

@@ -12,8 +12,8 @@ from common.data.dataset import DataError
 logger = logging.getLogger(__name__)
 
 
-def is_sample_data(dataset_dir: str | Path, bundle_root: str | Path, generate: Callable[[Path], Any]) -> bool:
-    """Whether a data set is the bundle's sample data, which are generated when their folder is missing."""
+def ensure_sample_data(dataset_dir: str | Path, bundle_root: str | Path, generate: Callable[[Path], Any]) -> bool:
+    """Generate the bundle's sample data where they are asked for and missing; returns whether they are asked for."""
     directory = Path(dataset_dir)
     sample = directory.resolve() == (Path(bundle_root) / "sample_data").resolve()
     if sample and not directory.exists():
@@ -25,7 +25,7 @@ def is_sample_data(dataset_dir: str | Path, bundle_root: str | Path, generate: C
 def refuse_foreign(data: Sequence[Mapping[str, Any]], sample: bool) -> None:
     """No other people's images together with what dataset.json of the sample data says.
 
-    A MONAI Label server replaces the labelled images that train, and leaves the classes and all other images.
+    A MONAI Label server replaces the labelled images, and leaves the classes and all that has no label.
 
     Args:
         data: items to train on; those of dataset.json have a ``case``.

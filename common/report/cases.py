@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 
+from .markdown import markdown
+
 NAN = float("nan")
 UNITS = ("mm", "px")  # of a spacing
 COLUMN_UNITS = (*UNITS, "voxels")
@@ -176,10 +178,7 @@ def format_table(summary: Sequence[Mapping[str, Any]]) -> str:
         ]
         for line in summary
     ]
-    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *body]]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown([head, *body])
 
 
 def _status(truth_voxels: int, prediction_voxels: int) -> str:

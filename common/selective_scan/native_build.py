@@ -1,6 +1,6 @@
 """Compiling and loading the C++ of the backend `native`, by the machine's own compiler when it is first needed.
 
-The compiler is the first of ``$CXX``, ``c++``, ``g++`` and ``clang++`` that works. The library lies in
+The compiler is the first of ``$CXX``, ``c++``, ``g++`` and ``clang++`` whose library loads. The library lies in
 ``label-efficient-bundles`` of ``$XDG_CACHE_HOME`` or ``~/.cache``, in a folder that only its owner may write, under a
 name made of the source, the compiler and the flags. The flags name the instruction set that torch found on the machine,
 so that machines which share a home folder do not run each other's libraries.

@@ -34,8 +34,8 @@ class Step:
     labelled: Voxels
     teaches: Callable[[], Voxels] | None = None  # makes ``unlabelled``
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
-    found: torch.Tensor | None = None  # the student's logits on the images of ``unlabelled``
-    shown: torch.Tensor | None = None  # where, ``(B, *spatial)``: elsewhere a labelled image is mixed in
+    student_logits: torch.Tensor | None = None  # on the images of ``unlabelled``
+    visible: torch.Tensor | None = None  # where, ``(B, *spatial)``: elsewhere a labelled image is mixed in
 
     @cached_property
     def unlabelled(self) -> Voxels | None:

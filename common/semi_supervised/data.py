@@ -102,7 +102,7 @@ def keep_labels(dataset: Dataset, labelled: int) -> Dataset:
         DataError: ``labelled`` does not fit.
     """
     cases = list(dict.fromkeys(item["case"] for item in dataset.training))
-    if not 1 <= labelled <= len(cases):
+    if not (isinstance(labelled, int) and 1 <= labelled <= len(cases)):
         raise DataError(f"labelled: expected 1 to {len(cases)}, the labelled cases of `training` in "
                         f"{dataset.directory / 'dataset.json'}, found {labelled}")  # fmt: skip
     kept = set(cases[:labelled])

@@ -62,19 +62,22 @@ def scans(tmp_path_factory):
                          validation=map(scan, range(6, 9)))  # fmt: skip
 
 
-@pytest.mark.parametrize(("bundle", "overrides", "refused"), [
-    ("apscl_fewshot", {}, {"novel_labels": [9]}),
-    ("sgcg_dg", {"in_channels": 1, "regions": {"a": [1]}}, {"in_channels": 1, "regions": {"a": [9]}}),
-    ("transmedseg_ssl", {"labelled": 3}, {}),
-    ("diffcl_ssl", {"labelled": 3}, {"labelled": 3, "patch_size": [16, 16]}),
+@pytest.mark.parametrize(("bundle", "overrides", "bad", "text"), [
+    ("apscl_fewshot", {}, {"novel_labels": [9]}, "novel_labels: expected some of"),
+    ("apscl_fewshot", {}, {"novel_labels": "kidney"}, "novel_labels: expected some of .*found kidney"),
+    ("sgcg_dg", {"in_channels": 1, "regions": {"a": [1]}}, {"regions": {"a": [9]}}, "region a: expected label ids"),
+    ("sgcg_dg", {"in_channels": 1, "regions": {"a": [1]}}, {"regions": "disc"}, "regions: expected a name and"),
+    ("transmedseg_ssl", {"labelled": 3}, {"labelled": None}, "expected unlabelled cases, found none"),
+    ("transmedseg_ssl", {"labelled": 3}, {"labelled": "two"}, "labelled: expected 1 to 6.*found two"),
+    ("diffcl_ssl", {"labelled": 3}, {"patch_size": [16, 16]}, "patch_size: expected 3 lengths"),
 ])  # fmt: skip
-def test_the_data_check_is_that_of_the_bundle(scans, capsys, bundle, overrides, refused):
+def test_the_data_check_is_that_of_the_bundle(scans, capsys, bundle, overrides, bad, text):
     """Each has demands of its own: known novel labels, known regions, unlabelled images, patches of three lengths."""
-    check(bundle, str(scans), overrides)
-    text = capsys.readouterr().out
-    assert "boxes: no problem found" in text and "  label 3     c: in " in text
-    with pytest.raises(SystemExit, match="expected|novel_labels"):
-        check(bundle, str(scans), refused)
+    check(bundle, str(scans), overrides=overrides)
+    summary = capsys.readouterr().out
+    assert "boxes: no problem found" in summary and "  label 3     c: in " in summary
+    with pytest.raises(SystemExit, match=text):
+        check(bundle, str(scans), overrides={**overrides, **bad})
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -91,7 +94,7 @@ def test_sample_data_are_not_mixed_with_other_peoples_scans(scans, bundle):
         parser.update({**options, **more})
         return parser.get_parsed_content("train::dataset")
 
-    check(bundle, str(scans), SMALL[bundle])  # puts the bundle's folder on the path
+    check(bundle, str(scans), overrides=SMALL[bundle])  # puts the bundle's folder on the path
     assert len(dataset()) > 0
     with pytest.raises(RuntimeError) as error:
         dataset(bundle_root=str(scans.parent))

@@ -1,11 +1,12 @@
 import json
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from common.data.write import Case, write_dataset
-from tools import check as module
+from tools import bundles
 from tools.check import check
 
 
@@ -18,7 +19,8 @@ def bundle(tmp_path, monkeypatch):
              "need_unlabeled": False, "datalist": datalist}  # fmt: skip
     (tmp_path / "bundles" / "toy" / "configs").mkdir(parents=True)
     (tmp_path / "bundles" / "toy" / "configs" / "train.json").write_text(json.dumps(train))
-    monkeypatch.setattr(module, "BUNDLES", tmp_path / "bundles")
+    monkeypatch.setattr(bundles, "BUNDLES", tmp_path / "bundles")
+    monkeypatch.setattr(sys, "path", list(sys.path))
     return "toy"
 
 
@@ -65,7 +67,7 @@ def test_photographs(bundle, tmp_path, capsys):
     write_photographs(tmp_path / "eyes")
     text = exit_of(bundle, str(tmp_path / "eyes"))
     assert "expected a grey image (1 channel), found a colour image (3 channels)" in text
-    check(bundle, str(tmp_path / "eyes"), {"in_channels": 3})
+    check(bundle, str(tmp_path / "eyes"), overrides={"in_channels": 3})
     assert capsys.readouterr().out.splitlines() == [
         f"eyes: no problem found in {tmp_path / 'eyes'}", "  training    2 images of 2 cases",
         "  domain      east: 1 training", "  domain      west: 1 training", "  label 1     disc: in 2 images",
@@ -80,9 +82,9 @@ def write_photographs(folder):
     write_dataset(folder, "eyes", {"0": "photograph"}, {1: "disc"}, training=cases)
 
 
-def exit_of(*args):
+def exit_of(bundle, folder, overrides=None, **options):
     with pytest.raises(SystemExit) as caught:
-        check(*args)
+        check(bundle, folder, overrides=overrides, **options)
     return caught.value.code  # a text: printed to stderr by Python, exit status 1
 
 
@@ -102,17 +104,29 @@ def test_the_options_of_the_training(bundle, folder, capsys):
     assert "expected 4 axes, the last of 2 channels" in exit_of(bundle, str(folder), {"in_channels": 2})
     assert "expected unlabelled cases, found none" in exit_of(bundle, str(folder), {"need_unlabeled": True})
     assert "patch_size: expected 2 lengths" in exit_of(bundle, str(folder), {"patch_size": [8, 8, 8]})
-    file = module.BUNDLES / bundle / "configs" / "train.json"
-    unknown = exit_of(bundle, str(folder), {"labeled": 1})
-    assert unknown.startswith(f"expected keys at the top of {file}, found labeled; ")
+    file = bundles.BUNDLES / bundle / "configs" / "train.json"
+    unknown = exit_of(bundle, str(folder), {"labeled": 1, "x::y": 2, "datalist::labelled": 1})
+    assert unknown == f"expected keys of {file}, found labeled, x::y"
     assert capsys.readouterr().out == ""
-    check(bundle, str(folder), {"labelled": 1, "need_unlabeled": True})
+    check(bundle, str(folder), overrides={"labelled": 1, "need_unlabeled": True})
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "  training    1 images of 1 cases" and lines[3] == "  unlabeled   1 images of 1 cases"
 
 
+def test_the_config_files_of_the_training(bundle, folder, tmp_path, capsys):
+    """A second file changes what the first says, and an option both."""
+    train, more = bundles.BUNDLES / bundle / "configs" / "train.json", tmp_path / "more.json"
+    more.write_text(json.dumps({"patch_size": [8, 8, 8], "datalist::spatial_dims": 3}))
+    check(bundle, str(folder), [str(train), str(more)])
+    assert "three: no problem found" in capsys.readouterr().out
+    assert "patch_size: expected 3 lengths" in exit_of(bundle, str(folder), {"patch_size": [8, 8]},
+                                                       config_file=[str(train), str(more)])  # fmt: skip
+    text = exit_of(bundle, str(folder), config_file="nowhere.json")
+    assert text == "config_file: expected files, found none at nowhere.json"
+
+
 def test_an_error_of_the_configuration_itself_keeps_its_traceback(bundle, folder):
-    file = module.BUNDLES / bundle / "configs" / "train.json"
+    file = bundles.BUNDLES / bundle / "configs" / "train.json"
     file.write_text(file.read_text().replace("common.semi_supervised", "common.nothing"))
     with pytest.raises(Exception, match="common.nothing"):
         check(bundle, str(folder))

@@ -48,7 +48,9 @@ def test_help_does_not_wait_for_torch():
 
 def test_options_reach_the_commands(called):
     assert called("sample", "toy", "--seed", "3") == ("toy", None, 3)
-    assert called("check", "toy", "--dataset_dir", "d", "--in_channels", "3") == ("toy", "d", {"in_channels": 3})
+    assert called("check", "toy", "--dataset_dir", "d", "--in_channels", "3") == ("toy", "d", None, {"in_channels": 3})
+    files = called("check", "toy", "--dataset_dir", "d", "--config_file", "['a.json','b.json']", "--x::y", "1")
+    assert files == ("toy", "d", ["a.json", "b.json"], {"x::y": 1})
     assert called("preview", "toy", "--cases=2") == ("toy", None, None, 2)
     assert called("prepare", "chaos", "--source", "s", "--output", "o") == ("chaos", "s", "o")
 

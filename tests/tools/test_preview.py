@@ -6,9 +6,9 @@ import pytest
 from matplotlib.image import imread
 
 from common.data.write import Case, write_dataset
-from tools import preview as module
-from tools import sample as sample_module
+from tools import bundles
 from tools.preview import preview
+from tools.sample import sample
 
 GENERATOR = """
 import numpy as np
@@ -29,9 +29,9 @@ def home(tmp_path, monkeypatch):
     (home / "configs").mkdir(parents=True)
     (home / "tiny_preview").mkdir()
     (home / "tiny_preview" / "__init__.py").touch()
+    (home / "configs" / "train.json").touch()
     (home / "tiny_preview" / "sample.py").write_text(GENERATOR)
-    for tool in (module, sample_module):
-        monkeypatch.setattr(tool, "BUNDLES", home.parent)
+    monkeypatch.setattr(bundles, "BUNDLES", home.parent)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield home
     for name in ("tiny_preview", "tiny_preview.sample"):
@@ -115,7 +115,7 @@ def test_what_cannot_be_drawn_ends_in_a_plain_message(home, options, message):
 
 
 def test_a_damaged_case_is_named(home):
-    sample_module.sample("tiny_preview")
+    sample("tiny_preview")
     (home / "sample_data" / "images" / "c0.nii.gz").write_bytes(b"damaged")
     with pytest.raises(SystemExit, match="c0"):
         preview("tiny_preview", cases=1)

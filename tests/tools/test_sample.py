@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from tools import sample as module
+from tools import bundles as module
 from tools.sample import sample
 
 
@@ -17,7 +17,9 @@ def bundles(tmp_path, monkeypatch):
         "    directory.mkdir()\n"
         "    (directory / 'seed').write_text(str(seed))\n"
     )
-    (tmp_path / "bundles" / "no_sample" / "no_sample").mkdir(parents=True)
+    (package.parent / "configs").mkdir()
+    (package.parent / "configs" / "train.json").touch()
+    (tmp_path / "bundles" / "no_bundle").mkdir()
     monkeypatch.setattr(module, "BUNDLES", tmp_path / "bundles")
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path / "bundles"
@@ -44,7 +46,7 @@ def test_an_existing_folder_ends_in_a_plain_message(bundles, tmp_path):
 
 
 def test_an_unknown_bundle_names_those_there_are(bundles):
-    with pytest.raises(SystemExit, match="no bundle 'apscl'.*there are: tiny_bundle$"):
+    with pytest.raises(SystemExit, match="^bundle: expected one of tiny_bundle, found apscl$"):
         sample("apscl")
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from tools.markdown import markdown
+from common.report.markdown import markdown
 
-NAMES = ("volume", "contrast", "augmentation", "scan")  # one module of this package each, with a function of that name
+NAMES = ("volume", "contrast", "augmentation", "scan")  # modules with a function of that name, some with THREADS
 
 
 def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> None:
@@ -44,4 +44,4 @@ def bench(name: str = "volume", repeats: int = 3, output: str | None = None) -> 
 
 
 def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else " ".join(str(value).split())

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from common.data.check import check_dataset
 from common.data.dataset import DataError, Dataset, read_dataset
 from common.semi_supervised.data import keep_labels
+from tools.bundles import home_of
 
 from .grid import read_grid
 from .plan import Run, check_overrides, make_runs
@@ -19,8 +20,6 @@ from .report import footer, report
 from .runs import claim_folders
 from .settings import choose_variants, read_settings
 from .workers import execute
-
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
 def compare(
@@ -46,7 +45,8 @@ def compare(
     Raises:
         SystemExit: with the text of the error, when nothing can be run; with code 1, when a run has failed.
     """
-    configs = _configs(bundle)
+    home = home_of(bundle)
+    configs = home / "configs"
     settings = read_settings(Path(config) if config else configs / "compare.json", group)
     settings["variants"] = choose_variants(settings["variants"], _listed(variants))
     dataset = _dataset(dataset_dir, (settings["overrides"] | dict(overrides or {})).get("labelled"))
@@ -59,7 +59,7 @@ def compare(
     if idle:
         raise SystemExit(f"{', '.join(idle)}: each variant of `{group}` has its own; change them in a file, --config")
     suffix = "" if group == "variants" else f"_{group}"
-    folder = Path(output) if output else BUNDLES / bundle / "eval" / "compare" / f"{dataset.name}{suffix}"
+    folder = Path(output) if output else home / "eval" / "compare" / f"{dataset.name}{suffix}"
     folder = folder.absolute()
     shared = settings["overrides"] | dict(overrides or {}) | {"dataset_dir": str(dataset.directory)}
     runs = make_runs(configs, settings["variants"], grid, shared, folder)
@@ -91,14 +91,6 @@ def run_all(runs: Sequence[Run], processes: int) -> list[tuple[Run, str]]:
             done = sum(run.cases.is_file() for run in runs)
             raise SystemExit(f"stopped; {done} of {len(runs)} runs are done, the same command goes on.") from None
     return failed
-
-
-def _configs(bundle: str) -> Path:
-    folder = BUNDLES / bundle / "configs"
-    if not (folder / "train.json").is_file():
-        found = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/train.json"))
-        raise SystemExit(f"bundle: expected one of {', '.join(found)}, found {bundle}")
-    return folder
 
 
 def _dataset(dataset_dir: str, labelled: int | None) -> Dataset:

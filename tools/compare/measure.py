@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from common.report.cases import COLUMN_UNITS
+
 SHARES = ("dice", "jaccard")  # of 1; written in percent
-_UNITS = ("mm", "px", "voxels")
 _SHORT = ("hd95", "asd")
 
 
@@ -16,8 +17,8 @@ def name_of(measure: str) -> tuple[str, str]:
     if measure in SHARES:
         return measure.capitalize(), "%"
     parts = measure.split("_")
-    units = [part for part in parts if part in _UNITS]
-    first, *rest = [part for part in parts if part not in _UNITS] or parts
+    units = [part for part in parts if part in COLUMN_UNITS]
+    first, *rest = [part for part in parts if part not in COLUMN_UNITS] or parts
     return " ".join([first.upper() if first in _SHORT else first.capitalize(), *rest]), " ".join(units)
 
 
@@ -28,7 +29,7 @@ def column_of(measure: str, columns: Sequence[str]) -> str:
 
 
 def _bare(column: str) -> str:
-    return "_".join(part for part in column.split("_") if part not in _UNITS)
+    return "_".join(part for part in column.split("_") if part not in COLUMN_UNITS)
 
 
 def factor_of(measure: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.markdown import markdown
+from common.report.markdown import markdown
 
 from .measure import digits_of, factor_of, name_of
 from .plan import text_of

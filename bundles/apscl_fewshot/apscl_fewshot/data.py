@@ -14,7 +14,7 @@ from monai.data import CacheDataset
 from monai.utils import ensure_tuple
 from torch.utils.data import Dataset
 
-from common.data import DataError, check_dataset, is_sample_data, natural_key, read_dataset, refuse_foreign
+from common.data import DataError, check_dataset, ensure_sample_data, natural_key, read_dataset, refuse_foreign
 from common.data.draws import drawing
 
 from .sample import generate_sample_data
@@ -52,15 +52,17 @@ def read_datalist(
         DataError: anything wrong with the data set, the fold, the support or the labels; all bad cases at once.
     """
     directory = Path(dataset_dir)
-    sample = is_sample_data(directory, bundle_root, generate_sample_data)
+    sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
     dataset = read_dataset(directory)
     facts = check_dataset(dataset)
     if dataset.validation and (directory / "support").is_dir():
         facts["support"] = check_dataset(read_dataset(directory / "support"))["training"]
-    novel = [max(dataset.labels)] if novel_labels is None else [int(label) for label in ensure_tuple(novel_labels)]
-    unknown = [label for label in novel if label not in dataset.labels]
+    asked = [max(dataset.labels)] if novel_labels is None else ensure_tuple(novel_labels)
+    novel = [int(label) if str(label).isdecimal() else label for label in asked]
+    unknown = [str(label) for label in novel if label not in dataset.labels]
     if unknown:
-        raise DataError(f"novel_labels {unknown} are not labels of {directory}; it has {dataset.labels}.")
+        raise DataError(f"novel_labels: expected some of {dataset.labels}, the labels of "
+                        f"{directory / 'dataset.json'}, found {', '.join(unknown)}")  # fmt: skip
     if dataset.validation and (fold != 0 or support != "next_scan"):
         logger.warning("%s: its `validation` says what is segmented; fold and support are not used.", directory)
     training, queries, supports = split_scans(dataset, fold, str(support))

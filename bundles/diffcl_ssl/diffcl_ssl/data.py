@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.data import is_sample_data
+from common.data import ensure_sample_data
 from common.semi_supervised.data import read_semi_supervised
 
 from .sample import generate_sample_data
@@ -20,5 +20,5 @@ def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[st
     """
     if options.get("spatial_dims", 3) != 3:
         raise ValueError(f"spatial_dims: expected 3, found {options['spatial_dims']}; transmedseg_ssl takes slices.")
-    sample = is_sample_data(dataset_dir, bundle_root, generate_sample_data)
+    sample = ensure_sample_data(dataset_dir, bundle_root, generate_sample_data)
     return read_semi_supervised(dataset_dir, **options) | {"sample": sample}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import torch
 from monai.utils import ensure_tuple
 from torch.utils.data import Dataset, Sampler
 
-from common.data import DataError, check_dataset, is_sample_data, natural_key, read_dataset, refuse_foreign
+from common.data import DataError, check_dataset, ensure_sample_data, natural_key, read_dataset, refuse_foreign
 from common.data.draws import drawing, endless, plain, slices
 
 from .regions import Regions
 from .sample import generate_sample_data
 
-logger = logging.getLogger(__name__)
 POLICIES = ("equal", "proportional")
 VALIDATION_SHARE = 5  # one of so many source cases validates, in a domain that dataset.json gives no validation case
 
@@ -57,7 +55,7 @@ def read_datalist(
             and of items without a domain; then with every problem of the choice of domains and of masks that lack one.
     """
     directory = Path(dataset_dir)
-    sample = is_sample_data(directory, bundle_root, generate_sample_data)
+    sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
     dataset = read_dataset(directory)
     facts = check_dataset(dataset, channels=channels)
     problems = Regions.problems(regions, dataset.labels)

@@ -31,16 +31,19 @@ class Regions:
     @staticmethod
     def problems(regions: Mapping[str, Sequence[int]], labels: Mapping[int, str]) -> list[str]:
         """One line for every region that is empty, names an unknown label, or overlaps another in part."""
-        sets = {name: {int(label) for label in ids} for name, ids in regions.items()}
-        lines = [f"region {name}: expected label ids out of {dict(labels)}, found {sorted(ids)}; correct `regions`"
+        if not isinstance(regions, Mapping) or not all(isinstance(ids, Sequence) for ids in regions.values()):
+            return [f"regions: expected a name and label ids of each, such as {{'cup': [2]}}, found {regions}"]
+        sets = {name: {int(i) if str(i).isdecimal() else i for i in ids} for name, ids in regions.items()}
+        shown = {name: sorted(ids, key=str) for name, ids in sets.items()}
+        lines = [f"region {name}: expected label ids out of {dict(labels)}, found {shown[name]}; correct `regions`"
                  for name, ids in sets.items() if not ids or not ids <= set(labels)]  # fmt: skip
         names = list(sets)
         for i, one in enumerate(names):
             for other in names[:i]:
                 a, b = sets[one], sets[other]
                 if a == b or (a & b and not a < b and not b < a):
-                    lines.append(f"regions {other} {sorted(b)} and {one} {sorted(a)}: expected one inside the other or "
-                                 "no label in both; correct `regions`")  # fmt: skip
+                    lines.append(f"regions {other} {shown[other]} and {one} {shown[one]}: expected one inside the "
+                                 "other or no label in both; correct `regions`")  # fmt: skip
         return lines
 
     def missing(self, case: str, label_ids: Sequence[int]) -> list[str]:

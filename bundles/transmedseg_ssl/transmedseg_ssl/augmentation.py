@@ -27,7 +27,8 @@ class TransferableAugmentation(nn.Module):
 
     With ``mi_weight``, L_tsa is reduced by that times the mutual information of class and voxel in the student's
     probabilities p on unlabelled voxels, :math:`H(\bar p) - \overline{H(p)}` (H the entropy, the bar a mean over
-    voxels): TSA's, which asks for certain predictions that take all classes.
+    voxels): TSA's, which asks for certain predictions that take all classes. Departure: it is a part of L_tsa and has
+    its :math:`\beta` before it, where TSA's stands beside; ``mi_weight`` 0.1 / :math:`\beta` is TSA's 0.1.
 
     Source: reconstructed from the abstract and captions of TransMedSeg (2025), after TSA (Li et al., CVPR 2021). What
     they leave open is decided in the arguments' defaults.
@@ -42,7 +43,8 @@ class TransferableAugmentation(nn.Module):
         confidence: the least probability of a pseudo-label that counts; 0 takes all.
         match_confidence: ask the same of the student on labelled voxels, so that the mean shift between the domains is
             not that between confident voxels and all.
-        on_unlabelled: ``source_to_target`` also on the student's unlabelled voxels, with confident pseudo-labels.
+        on_unlabelled: ``source_to_target`` also on the student's features of unlabelled voxels with confident
+            pseudo-labels. They are moved by the same :math:`\lambda \Delta\mu_y`, though they are of the target.
         mi_weight: see above.
         voxels_per_class: features of a class that a batch adds to a memory.
         max_count: see :class:`common.losses.ClassStatistics`. min_count: fewer features of a class in either memory
@@ -51,7 +53,7 @@ class TransferableAugmentation(nn.Module):
 
     Raises:
         ValueError: an unknown direction or covariance; a ``max_count`` below ``min_count``; ``on_unlabelled`` in the
-            other direction, which has no other voxels.
+            other direction, which works on unlabelled voxels as it is.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class TransferableAugmentation(nn.Module):
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}.")
         if on_unlabelled and direction == "teacher_to_student":
-            raise ValueError("tsa_on_unlabelled belongs to source_to_target: teacher_to_student has no other voxels.")
+            raise ValueError("on_unlabelled (tsa_on_unlabelled in train.json) belongs to source_to_target: "
+                             "teacher_to_student works on unlabelled voxels as it is.")  # fmt: skip
         self.head, self.loss = head, loss or ExpectedCrossEntropyLoss()
         self.strength, self.direction, self.mean_shift = strength, direction, mean_shift
         self.confidence, self.match_confidence = confidence, match_confidence
@@ -97,14 +100,14 @@ class TransferableAugmentation(nn.Module):
         else:
             logits, labels = classify(head, unlabelled.features.detach()), confident
         if self.on_unlabelled:
-            logits = torch.cat([logits, step.found])
-            labels = torch.cat([labels, torch.where(step.shown, confident, -1)])
+            logits = torch.cat([logits, step.student_logits])
+            labels = torch.cat([labels, torch.where(step.visible, confident, -1)])
         strength = self.strength * min(number / max(total, 1), 1.0)
         shift, cov = self.differences()
         loss = self.loss(logits, labels, weight, strength, shift, cov)
         logged = self._log(weight, strength, shift, cov)
         if self.mi_weight:
-            information = mutual_information(step.found.movedim(1, -1)[step.shown])
+            information = mutual_information(step.student_logits.movedim(1, -1)[step.visible])
             loss, logged = loss - self.mi_weight * information, logged | {"information": information}
         return loss, logged
 

@@ -32,9 +32,10 @@ class SemiSupervisedObjective(objective.SemiSupervisedObjective):
 
     def terms(self, network: nn.Module, done: Step) -> dict[str, torch.Tensor]:
         terms = super().terms(network, done)
-        if self.augmentation is not None and self.augmentation_weight and self.base.needs_teacher:
-            self.augmentation.check(network)  # from the first step on, long before the first unlabelled image
-        if self.augmentation is not None and done.unlabelled is not None:
+        if self.augmentation is None or self.augmentation_weight == 0 or not self.base.needs_teacher:
+            return terms
+        self.augmentation.check(network)  # from the first step on, long before the first unlabelled image
+        if done.unlabelled is not None:
             loss, more = self.augmentation(network, done, int(self.step), self.total_steps)
             terms |= {"loss": done.loss + self.augmentation_weight * loss, "tsa": loss, **more}
         return terms

@@ -262,16 +262,16 @@ def test_pseudo_labelled_voxels_of_the_student_count_like_labelled_ones():
     step, tsa = make_step(network), make(on_unlabelled=True, strength=0.8)
     loss, _ = tsa(network, step, 5, TOTAL)
     shift, cov = (value.double().numpy() for value in tsa.differences())
-    taught = torch.where((step.unlabelled.confidence >= 0.75) & step.shown, step.unlabelled.labels, -1)
+    taught = torch.where((step.unlabelled.confidence >= 0.75) & step.visible, step.unlabelled.labels, -1)
     inverse = torch.linalg.pinv(network.head.weight.flatten(1).double())
-    features = ((step.found.movedim(1, -1).double() - network.head.bias) @ inverse.T).movedim(-1, 1)
+    features = ((step.student_logits.movedim(1, -1).double() - network.head.bias) @ inverse.T).movedim(-1, 1)
     sides = ((step.labelled.features, step.labelled.labels), (features, taught))
     sums = [(naive(x, y, network.head, 0.4, shift, cov), int((y >= 0).sum())) for x, y in sides]
     expected = sum(mean * count for mean, count in sums) / sum(count for _, count in sums)
     assert loss.item() == pytest.approx(expected, rel=1e-5) and sums[1][1] > 20
-    slope = torch.autograd.grad(loss, step.found)[0].any(1)
+    slope = torch.autograd.grad(loss, step.student_logits)[0].any(1)
     assert torch.equal(slope, taught >= 0)
-    with pytest.raises(ValueError, match="tsa_on_unlabelled belongs to source_to_target"):
+    with pytest.raises(ValueError, match="on_unlabelled .* belongs to source_to_target"):
         make(on_unlabelled=True, direction="teacher_to_student")
 
 
@@ -284,7 +284,7 @@ def test_mutual_information_by_hand():
     step = make_step(network)
     plainly, _ = make()(network, step, 5, TOTAL)
     loss, logged = make(mi_weight=0.3)(network, step, 5, TOTAL)
-    p = step.found.movedim(1, -1)[step.shown].detach().double().softmax(1).numpy()
+    p = step.student_logits.movedim(1, -1)[step.visible].detach().double().softmax(1).numpy()
     expected = (p * np.log(p)).sum(1).mean() - (p.mean(0) * np.log(p.mean(0))).sum()
     assert logged["information"].item() == pytest.approx(expected, rel=1e-4)
     assert loss.item() == pytest.approx(plainly.item() - 0.3 * expected, rel=1e-5)

@@ -1,6 +1,6 @@
 import pytest
 
-from common.data import DataError, is_sample_data, refuse_foreign
+from common.data import DataError, ensure_sample_data, refuse_foreign
 
 
 def test_sample_data_are_made_where_they_are_missing(tmp_path):
@@ -10,9 +10,9 @@ def test_sample_data_are_made_where_they_are_missing(tmp_path):
         directory.mkdir()
         made.append(directory)
 
-    assert not is_sample_data(tmp_path / "other", tmp_path, generate) and not made
+    assert not ensure_sample_data(tmp_path / "other", tmp_path, generate) and not made
     for _ in range(2):
-        assert is_sample_data(f"{tmp_path}/sample_data/.", str(tmp_path), generate)
+        assert ensure_sample_data(f"{tmp_path}/sample_data/.", str(tmp_path), generate)
     assert len(made) == 1 and made[0].samefile(tmp_path / "sample_data")
 
 

@@ -1,12 +1,16 @@
 """The compiled scan: its borders, its threads, its memory, and what happens where it cannot be compiled."""
 
+import ctypes
 import os
+import shutil
 
 import pytest
 import torch
 
 from common.selective_scan import native_backend, native_build, torch_backend
 from tools.bench.peak import peak
+
+PATH, COMPILER = os.environ.get("PATH", ""), shutil.which("g++") or shutil.which("clang++")
 
 
 @pytest.fixture(name="native")
@@ -95,7 +99,7 @@ def test_what_the_compiler_said_is_the_reason_and_nothing_is_left(fresh):
 
 
 def test_another_compiler_is_tried(fresh):
-    """A broken one hides no working one behind it; where none works, each has its say."""
+    """Where none works, each has its say."""
     folder = fresh("echo second >&2; exit 1")
     compiler = folder.parents[1] / "bin" / "c++"
     broken = 'for last; do :; done; echo broken > "$last"'
@@ -104,6 +108,15 @@ def test_another_compiler_is_tried(fresh):
         compiler.chmod(0o755)
         found = load()
         assert found.index(reason) < found.index("second")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_a_broken_compiler_hides_no_working_one(fresh):
+    folder = fresh(f'PATH="{PATH}" exec "{COMPILER}" "$@"')
+    broken = folder.parents[1] / "bin" / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert isinstance(load(), ctypes.CDLL)
 
 
 def test_a_library_without_the_functions_is_the_reason(fresh, monkeypatch):

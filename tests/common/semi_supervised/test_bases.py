@@ -159,7 +159,7 @@ def test_unlabelled_voxels_are_the_teachers(network, teacher, batch):
     torch.testing.assert_close(found.confidence, logits.softmax(1).amax(1))
     assert not any(t.requires_grad for t in (found.logits, found.features, found.confidence))
     assert done.unlabelled is found
-    assert torch.equal(done.found, network(batch["unlabeled"])) and done.shown.all()
+    assert torch.equal(done.student_logits, network(batch["unlabeled"])) and done.visible.all()
 
 
 def test_consistency_finds_no_pseudo_labels_of_its_own(network, teacher, batch, monkeypatch):
@@ -292,7 +292,7 @@ def test_second_stage_by_hand(network, teacher, batch):
                     pseudo[b, i, j] = taught[b, i, j]
     assert len(seen) == 1 and torch.equal(seen[0][:, 0], image)
     assert torch.equal(done.labelled.labels, true)
-    assert torch.equal(done.shown, pseudo >= 0) and done.found is done.labelled.logits
+    assert torch.equal(done.visible, pseudo >= 0) and done.student_logits is done.labelled.logits
     loss, logits = DiceCERegionLoss(), done.labelled.logits
     seg, pseudo = (loss(logits[:2], y[:2]).item() + loss(logits[2:], y[2:]).item() for y in (true, pseudo))
     assert done.terms["seg"].item() == pytest.approx(seg) and done.terms["pseudo"].item() == pytest.approx(pseudo)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from tools import bundles as folders
 from tools.compare import command as module
 from tools.compare.command import compare
 from tools.compare.runs import do_run
@@ -14,7 +15,7 @@ from tools.compare.workers import execute
 @pytest.fixture
 def command(bundles, data, tmp_path, monkeypatch, screen):
     """The command on the toy bundle; ``here`` runs it without processes."""
-    monkeypatch.setattr(module, "BUNDLES", bundles)
+    monkeypatch.setattr(folders, "BUNDLES", bundles)
 
     def call(here=True, **options):
         one_by_one = lambda runs, processes: ((run, do_run(run)) for run in runs)  # noqa: E731

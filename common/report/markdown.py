@@ -1,4 +1,4 @@
-"""Tables as Markdown that reads well as plain text too."""
+"""Tables as Markdown that reads well as plain text."""
 
 from __future__ import annotations
 
