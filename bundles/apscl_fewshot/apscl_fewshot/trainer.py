@@ -40,6 +40,9 @@ class FewShotEvaluator(SupervisedEvaluator):
         distances: HD95 and ASD in mm; "voxels" gives them in voxels, False leaves them out, which
             saves most of the time of a report.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`.
+
+    Raises:
+        ValueError: unknown ``distances``.
     """
 
     def __init__(

@@ -128,11 +128,11 @@ class Diffusion(nn.Module):
     ) -> None:
         super().__init__()
         if schedule not in ("linear_beta", "cosine"):
-            raise ValueError(f"noise_schedule: expected linear_beta or cosine, found {schedule}.")
+            raise ValueError(f"schedule (noise_schedule in train.json): expected linear_beta or cosine, found {schedule}.")
         if steps <= BETA_STEPS * BETAS[1] or sampling_steps < 1 or steps % sampling_steps:
             raise ValueError(
-                f"noise_steps: expected more than {BETA_STEPS * BETAS[1]:g}, and a multiple of sampling_steps, found "
-                f"{steps} and {sampling_steps}."
+                f"steps (noise_steps in train.json): expected more than {BETA_STEPS * BETAS[1]:g}, and a multiple of "
+                f"sampling_steps, found {steps} and {sampling_steps}."
             )
         self.num_classes, self.steps = num_classes, steps
         low, high = (beta * BETA_STEPS / steps for beta in BETAS)

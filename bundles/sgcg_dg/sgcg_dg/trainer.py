@@ -49,6 +49,9 @@ class DomainEvaluator(SupervisedEvaluator):
         distances: HD95 and ASD in mm (photographs: pixels); "voxels" gives them in voxels, False leaves them out, which
             saves most of the time of a report.
         kwargs: as :class:`monai.engines.SupervisedEvaluator`.
+
+    Raises:
+        ValueError: unknown ``distances``.
     """
 
     def __init__(

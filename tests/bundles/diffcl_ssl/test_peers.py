@@ -141,7 +141,7 @@ def test_sampling_at_times_that_are_not_trained_is_refused(times):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="ds_pseudo: expected one of one_step, ddim, found sample"):
+    with pytest.raises(ValueError, match=r"\(ds_pseudo in train.json\): expected one of one_step, ddim, found sample"):
         make(pseudo="sample")
     image, labels = make_images()
     labels[0, 0, 0] = -1
