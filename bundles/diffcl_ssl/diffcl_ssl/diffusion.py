@@ -128,7 +128,9 @@ class Diffusion(nn.Module):
     ) -> None:
         super().__init__()
         if schedule not in ("linear_beta", "cosine"):
-            raise ValueError(f"schedule (noise_schedule in train.json): expected linear_beta or cosine, found {schedule}.")
+            raise ValueError(
+                f"schedule (noise_schedule in train.json): expected linear_beta or cosine, found {schedule}."
+            )
         if steps <= BETA_STEPS * BETAS[1] or sampling_steps < 1 or steps % sampling_steps:
             raise ValueError(
                 f"steps (noise_steps in train.json): expected more than {BETA_STEPS * BETAS[1]:g}, and a multiple of "

@@ -91,7 +91,8 @@ class DiffusionPeer(Peer):
     ) -> None:
         super().__init__(network, head)
         if pseudo not in READINGS:
-            raise ValueError(f"pseudo (ds_pseudo in train.json): expected one of {', '.join(READINGS)}, found {pseudo}.")
+            readings = ", ".join(READINGS)
+            raise ValueError(f"pseudo (ds_pseudo in train.json): expected one of {readings}, found {pseudo}.")
         # the steps that the shares stand for: a range may be too narrow to hold any
         (first, end), (first_pseudo, end_pseudo) = (
             [round(share * diffusion.steps) for share in shares] for shares in (times, pseudo_times)

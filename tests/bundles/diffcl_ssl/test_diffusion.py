@@ -231,7 +231,7 @@ def test_empty_ranges_of_times_are_refused(low, high):
 
 def test_bad_options_of_the_process_are_refused():
     for options, message in (
-        ({"schedule": "sigmoid_beta"}, r"\(noise_schedule in train.json\): expected linear_beta or cosine, found sigmoid_beta"),
+        ({"schedule": "sigmoid_beta"}, r"\(noise_schedule in train.json\): expected linear_beta or .*, found sigmoid"),
         ({"steps": 20}, r"\(noise_steps in train.json\): expected more than 20"),
         ({"sampling_steps": 0}, "multiple of sampling_steps"),
         ({"steps": 100, "sampling_steps": 30}, "found 100 and 30"),
