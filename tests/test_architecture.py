@@ -83,7 +83,8 @@ def test_the_schedule_is_as_long_as_the_trainer_runs(name):
 def test_evaluation_takes_all_options_that_the_training_left(name):
     train, evaluate = (json.loads((ROOT / "bundles" / name / "configs" / file).read_text())
                        for file in ("train.json", "evaluate.json"))  # fmt: skip
-    (settings,) = (handler["settings"] for handler in train["train"]["handlers"] if "settings" in handler)
+    savers = [handler for handler in train["train"]["handlers"] if handler["_target_"].endswith("BestModelSaver")]
+    (settings,) = (handler["settings"] for handler in savers)
     options = {key: f"$@trained['{key}']" for key in settings.keys() & train.keys() - {"labels", "inference_network"}}
     alone = {"base": "supervised", "inference_network": "student"}  # with the network itself, without unlabelled images
     options |= {key: value for key, value in alone.items() if key in train}

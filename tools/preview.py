@@ -8,6 +8,7 @@ import numpy as np
 
 from common.data.check import check_cases, read_volume
 from common.data.dataset import DataError, read_dataset
+from common.data.whole_cases import scan_names
 from common.report import save_overlay
 from tools.bundles import home_of
 from tools.sample import sample
@@ -33,12 +34,13 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
     try:
         dataset = read_dataset(dataset_dir or home / "sample_data")
         labelled = dataset.training + dataset.validation
-        chosen = [labelled[i] for i in np.unique(np.linspace(0, len(labelled) - 1, cases).round().astype(int))]
-        check_cases(chosen, dataset.labels, channels=dataset.channels)
+        names = scan_names([item["image"] for item in labelled])
+        places = np.unique(np.linspace(0, len(labelled) - 1, cases).round().astype(int))
+        check_cases([labelled[i] for i in places], dataset.labels, channels=dataset.channels)
     except DataError as error:
         raise SystemExit(str(error)) from error
     folder = Path(output) if output else home / "eval" / "preview" / dataset.name
-    files = [_draw(item, dataset.labels, folder) for item in chosen]
+    files = [_draw(labelled[i], dataset.labels, folder / f"{names[i]}.png") for i in places]
     print(f"{len(files)} of {len(labelled)} labelled cases of {dataset.name}, drawn from {dataset.directory}:")
     print("\n".join(f"  {file}" for file in files))
     overlays = sorted((home / "eval").glob("overlay_*.png"))
@@ -47,12 +49,9 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
         print("\n".join(f"  {file}" for file in overlays))
 
 
-def _draw(item: dict, labels: dict[int, str], folder: Path) -> Path:
+def _draw(item: dict, labels: dict[int, str], file: Path) -> Path:
     image, affine = read_volume(item["image"])
     label = read_volume(item["label"])[0].reshape(image.shape[:3])
-    if image.ndim == 4 and image.shape[3] != 3:  # three channels are a colour picture; of others, the first
-        image = image[..., 0]
-    file = folder / f"{item['case']}.png"
     domain = f" ({item['domain']})" if "domain" in item else ""
     save_overlay(file, image, label, None, labels, affine, f"{item['case']}{domain}: labels")
     return file

@@ -1,7 +1,7 @@
 """Data sets: read (``dataset``), checked (``check``) and written (``write``)."""
 
 from common.data.check import CaseFacts, check_cases, check_dataset
-from common.data.dataset import DataError, Dataset, read_dataset
+from common.data.dataset import DataError, Dataset, read_dataset, refuse_other_kind
 from common.data.draws import only_item
 from common.data.images import list_images
 from common.data.natural import natural_key
@@ -27,5 +27,6 @@ __all__ = [
     "only_item",
     "read_dataset",
     "refuse_foreign",
+    "refuse_other_kind",
     "write_dataset",
 ]

@@ -50,6 +50,8 @@ class _Rules:
     labels: dict[int, str]
     channels: int | None
     affine_tolerance: float
+    listed_in: str = "dataset.json"
+    channels_option: str | None = None
 
 
 class _Findings:
@@ -73,8 +75,8 @@ class _Findings:
             raise DataError.of(self.errors, where)
 
 
-def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None = 1, affine_tolerance: float = 0.1
-                ) -> list[CaseFacts]:
+def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None = 1, affine_tolerance: float = 0.1,
+                listed_in: str = "dataset.json") -> list[CaseFacts]:
     """Check images, and labels where a case has one; each file is read once, one case at a time.
 
     Warns, once for all cases, of constant images and of labels with background only.
@@ -86,6 +88,7 @@ def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None 
             they come.
         affine_tolerance: how far apart image and label may place a corner of the volume, in the image's smallest
             voxel edge.
+        listed_in: where the paths come from, for the error.
 
     Returns:
         the facts of each case, in the order of ``cases``.
@@ -93,18 +96,19 @@ def check_cases(cases: list[dict], labels: dict[int, str], channels: int | None 
     Raises:
         DataError: with one line for each problem of each case.
     """
-    rules, findings = _Rules(labels, channels, affine_tolerance), _Findings()
+    rules, findings = _Rules(labels, channels, affine_tolerance, listed_in), _Findings()
     facts = _check_all({"": cases}, rules, findings)
     findings.report(f"{len(cases)} case{'s' * (len(cases) != 1)}")
     return facts[""]
 
 
-def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: float = 0.1
-                  ) -> dict[str, list[CaseFacts]]:
+def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: float = 0.1,
+                  channels_option: str | None = None) -> dict[str, list[CaseFacts]]:
     """Check all splits as :func:`check_cases` does, and that none shares a case or an image with another split or fold.
 
     Args:
         dataset: as read by :func:`common.data.dataset.read_dataset`; the others as in :func:`check_cases`.
+        channels_option: the option of the run that sets ``channels``, for the error; None where there is none.
 
     Returns:
         the facts of each case under the name of its split.
@@ -112,7 +116,8 @@ def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: 
     Raises:
         DataError: with one line for each problem of each case, and when no case of ``training`` is labelled.
     """
-    rules, findings = _Rules(dataset.labels, channels, affine_tolerance), _Findings()
+    rules = _Rules(dataset.labels, channels, affine_tolerance, channels_option=channels_option)
+    findings = _Findings()
     file = dataset.directory / "dataset.json"
     splits = {split: getattr(dataset, split) for split in SPLITS}
     if not dataset.training:
@@ -174,17 +179,16 @@ def _check_copies(facts: dict[str, list[CaseFacts]], folds: list[list[str]], fin
                                 "remove one of them")
 
 
-def _load(item: dict, key: str, findings: _Findings) -> tuple[np.ndarray, np.ndarray] | None:
+def _load(item: dict, key: str, rules: _Rules, findings: _Findings) -> tuple[np.ndarray, np.ndarray] | None:
     file = item[key]
     if not Path(file).is_file():
         found = "a folder" if Path(file).is_dir() else "no such file"
-        findings.refuse(item["case"], file, f"the {key}", found, "correct the path in dataset.json, or copy it there")
+        todo = f"correct the path in {rules.listed_in}, or copy it there"
+        findings.refuse(item["case"], file, f"the {key}", found, todo)
         return None
     try:
         voxels, affine = read_volume(file)
-        unfit = misfit(file, key) if is_photograph(file) else None
-        if is_photograph(file) and key == "image":
-            unfit = unfit or unlike_voxels(file)
+        unfit = misfit(file, key) or unlike_voxels(file, key) if is_photograph(file) else None
     except FormatError as error:
         findings.refuse(item["case"], file, f"a readable {key}", error.found, error.todo)
         return None
@@ -207,12 +211,12 @@ def _load(item: dict, key: str, findings: _Findings) -> tuple[np.ndarray, np.nda
 
 
 def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | None:
-    loaded = _load(item, "image", findings)
+    loaded = _load(item, "image", rules, findings)
     if loaded is None:
         return None
     voxels, affine = loaded
     case, file = item["case"], item["image"]
-    if not _check_channels(voxels, case, file, rules.channels, findings):
+    if not _check_channels(voxels, case, file, rules, findings):
         return None
     voxels = _check_finite(voxels, case, file, findings)
     # channel by channel: numpy reduces a short last axis twenty times slower
@@ -225,17 +229,18 @@ def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | 
     return CaseFacts(case, file, tuple(voxels.shape[:3]), spacing, affine, digest)
 
 
-def _check_channels(voxels: np.ndarray, case: str, file: str, wanted: int | None, findings: _Findings) -> bool:
-    channels = voxels.shape[3] if voxels.ndim == 4 else 1
+def _check_channels(voxels: np.ndarray, case: str, file: str, rules: _Rules, findings: _Findings) -> bool:
+    wanted, channels = rules.channels, voxels.shape[3] if voxels.ndim == 4 else 1
     if voxels.ndim in (3, 4) and channels in ((1, 3) if wanted is None else (wanted,)):
         return True
+    or_set = f", or set {rules.channels_option}" if rules.channels_option else ""
     if is_photograph(file):
         todo = {1: "convert it to grey", 3: "save it in colour, for example with its grey values in three channels"}
         findings.refuse(case, file, PICTURES.get(wanted, f"an image of {wanted} channels"), PICTURES[channels],
-                        f"{todo.get(wanted, 'convert it')}, or set in_channels")
+                        todo.get(wanted, "convert it") + or_set)
         return False
     form = {None: "3 axes, or 4 axes, the last of 3 channels", 1: "3 axes"}
-    todo = f"give the network's {wanted or '1 or 3'} channel(s) in one file, or set in_channels"
+    todo = f"give the network's {wanted or '1 or 3'} channel(s) in one file{or_set}"
     if voxels.ndim == 2:
         todo = "give a single slice a third axis of length 1"
     findings.refuse(case, file, form.get(wanted, f"4 axes, the last of {wanted} channels"), f"shape {voxels.shape}",
@@ -255,7 +260,7 @@ def _check_finite(voxels: np.ndarray, case: str, file: str, findings: _Findings)
 
 
 def _check_label(item: dict, image: CaseFacts | None, rules: _Rules, findings: _Findings) -> tuple[int, ...]:
-    loaded = _load(item, "label", findings)
+    loaded = _load(item, "label", rules, findings)
     if loaded is None:
         return ()
     voxels, affine = loaded
@@ -281,7 +286,7 @@ def _check_label(item: dict, image: CaseFacts | None, rules: _Rules, findings: _
     if not set(ids) <= set(allowed):
         listed = f"[{', '.join(map(str, ids[:20]))}{', ...' * (len(ids) > 20)}]"
         findings.refuse(case, file, f"label ids out of {allowed}", listed,
-                        "correct the label or `labels` in dataset.json")
+                        "correct or renumber the label, or correct `labels` in dataset.json")
     elif ids == (0,):
         findings.doubt(case, file, "a labelled structure", "background only", "look at it")
     return ids

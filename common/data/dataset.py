@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -50,6 +51,11 @@ class Dataset:
         """Channels of an image, for the data check: several are named in ``modality``; one entry is grey or colour."""
         return len(self.modality) if len(self.modality) > 1 else None
 
+    @property
+    def images(self) -> list[str]:
+        """The files of all splits."""
+        return [item["image"] for split in SPLITS for item in getattr(self, split)]
+
 
 def read_dataset(dataset_dir: str | Path) -> Dataset:
     """Read ``dataset.json`` of a folder; opens no image and no label.
@@ -86,6 +92,22 @@ def read_dataset(dataset_dir: str | Path) -> Dataset:
 def file_stem(path: str | Path) -> str:
     """The name of a file without ``.nii``, ``.nii.gz``, ``.png`` ...: the case, where nothing else is said."""
     return Path(str(path).removesuffix(".gz")).stem
+
+
+def refuse_other_kind(images: Sequence[str], photographs: bool, todo: str) -> None:
+    """Photographs and scans are prepared in different ways, so a run takes one kind, told by the names alone.
+
+    Args:
+        photographs: true takes photographs, false scans.
+        todo: what to do, for the error.
+
+    Raises:
+        DataError: there are images of the other kind.
+    """
+    wrong = [image for image in images if is_photograph(image) != photographs]
+    if wrong:
+        kind = "photographs (PNG, JPEG)" if photographs else "scans (NIfTI)"
+        raise DataError(f"{len(wrong)} images, such as {wrong[0]}: expected {kind}; {todo}")
 
 
 def repeated_cases(splits: dict[str, list[dict]]) -> list[str]:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .check import check_cases
-from .dataset import DataError, file_stem, read_dataset
-from .photograph import is_photograph
+from .dataset import DataError, file_stem, read_dataset, refuse_other_kind
 
 SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
 
@@ -39,13 +38,13 @@ def list_images(
             f"no image to segment: expected NIfTI, PNG or JPEG files in {images or dataset_dir}; set images or "
             "dataset_dir."
         )
-    wrong = [case["image"] for case in cases if photographs is not None and is_photograph(case["image"]) != photographs]
-    if wrong:
-        raise DataError(f"{len(wrong)} images, such as {wrong[0]}: expected " + (
-            "photographs (PNG, JPEG): for scans put volume_inference.json over inference.json" if photographs else
-            "scans (NIfTI): leave volume_inference.json out for photographs"))  # fmt: skip
-    _refuse_equal_names([case["image"] for case in cases])
-    check_cases(cases, {}, channels=channels)
+    files = [case["image"] for case in cases]
+    if photographs is not None:
+        todo = ("for scans put volume_inference.json over inference.json" if photographs else
+                "photographs need a model trained on photographs, with inference.json alone")  # fmt: skip
+        refuse_other_kind(files, photographs, todo)
+    _refuse_equal_names(files)
+    check_cases(cases, {}, channels=channels, listed_in="dataset.json" if images is None else "`images`")
     return cases
 
 

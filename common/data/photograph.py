@@ -65,12 +65,13 @@ def misfit(file: str | os.PathLike, key: str) -> tuple[str, str, str] | None:
     return None
 
 
-def unlike_voxels(file: str | os.PathLike) -> tuple[str, str, str] | None:
-    """Why MONAI would not read the pixels of :func:`read_photograph`: expected, found, what to do."""
+def unlike_voxels(file: str | os.PathLike, key: str) -> tuple[str, str, str] | None:
+    """Why MONAI would not read the pixels that :func:`read_photograph` does; arguments and texts as :func:`misfit`."""
     with Image.open(file, formats=FORMATS) as image:
         if image.mode in ("LA", "RGBA"):
-            return "grey or RGB", f"pixels of mode {image.mode}", "save it without the alpha channel"
-        if image.mode.startswith("I"):
+            expected = "grey or RGB" if key == "image" else "class numbers as a grey or palette PNG"
+            return expected, f"pixels of mode {image.mode}", "save it without the alpha channel"
+        if key == "image" and image.mode.startswith("I"):  # of a label they are class numbers, read as they are
             return "a photograph of 8 bits, values 0 to 255", "16 bits", "scale it to 8 bits"
     return None
 

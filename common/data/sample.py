@@ -13,12 +13,21 @@ logger = logging.getLogger(__name__)
 
 
 def ensure_sample_data(dataset_dir: str | Path, bundle_root: str | Path, generate: Callable[[Path], Any]) -> bool:
-    """Generate the bundle's sample data where they are asked for and missing; returns whether they are asked for."""
+    """Generate the bundle's sample data where they are asked for and missing; returns whether they are asked for.
+
+    Args:
+        generate: makes the folder it is given, whole or not at all; always the same data.
+    """
     directory = Path(dataset_dir)
     sample = directory.resolve() == (Path(bundle_root) / "sample_data").resolve()
     if sample and not directory.exists():
         logger.info("generating sample data in %s", directory)
-        generate(directory)
+        try:
+            generate(directory)
+        except OSError:
+            if not (directory / "dataset.json").is_file():
+                raise
+            logger.info("another run was first; its data are the same")  # such as the other process of a torchrun
     return sample
 
 

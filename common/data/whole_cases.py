@@ -31,7 +31,7 @@ class CaseDataset(Dataset):
     def __init__(self, data: Sequence[dict], transform: Callable) -> None:
         self.data = list(data)
         self.transform = transform
-        self.scans = _scan_names([str(item["image"]) for item in self.data])
+        self.scans = scan_names([str(item["image"]) for item in self.data])
 
     def __len__(self) -> int:
         return len(self.data)
@@ -54,7 +54,8 @@ class CaseDataset(Dataset):
         }
 
 
-def _scan_names(files: Sequence[str]) -> list[str]:
+def scan_names(files: Sequence[str]) -> list[str]:
+    """A name for each image: that of its file, with its folders in front where two files share one."""
     names = [file_stem(Path(file).name) for file in files]
     if len(set(names)) == len(names):
         return names

@@ -1,6 +1,6 @@
 """Parts of a training run that all bundles share: exact resume, stop at NaN, progress, checks before the start."""
 
-from .best_model import BestModelSaver, read_record, read_settings
+from .best_model import BestModelSaver, describe_selection, read_record, read_settings
 from .checkpoint import load_checkpoint, save_atomic
 from .full_state import FullStateCheckpoint
 from .nan_stop import StopOnNan, refuse_bad_weights
@@ -20,6 +20,7 @@ __all__ = [
     "SeedEachEpoch",
     "StopOnNan",
     "check_output_dir",
+    "describe_selection",
     "load_checkpoint",
     "loss_terms",
     "read_record",

@@ -18,7 +18,13 @@ from .nan_stop import refuse_bad_weights
 from .unwrap import unwrap
 
 logger = logging.getLogger(__name__)
-SELECTIONS = ("validation", "last")
+SELECTIONS = {
+    "last": "that of the last iteration (selection: last)",
+    "validation": "the best on the validation cases (selection: validation)",
+    None: "from elsewhere, how it was chosen is not known",
+}
+OPTIMISTIC = ("The checkpoint was chosen by the cases scored here: these figures are optimistic. `--selection last` in "
+              "the training gives honest ones.")  # fmt: skip
 
 
 class BestModelSaver:
@@ -53,8 +59,8 @@ class BestModelSaver:
         selection: str = "validation",
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {SELECTIONS}, got {selection!r}.")
+        if selection not in (known := [name for name in SELECTIONS if name]):
+            raise ValueError(f"selection must be one of {', '.join(known)}, got {selection!r}.")
         self.selection = selection
         self.path = Path(path)
         self.network = network
@@ -118,6 +124,18 @@ def read_record(model_file: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file}: expected the `selection` and `settings` of a training, found {error!r}. Delete the "
                          "file to use the settings of the config, or train again.") from error  # fmt: skip
+
+
+def describe_selection(record: Mapping[str, Any], split: str) -> list[str]:
+    """What a report says of the checkpoint that it scores on a split: how it was chosen, and a warning if by that one.
+
+    Args:
+        record: as :func:`read_record` gives it.
+        split: ``validation`` where the cases scored are those that a selection by validation looks at.
+    """
+    network = record["settings"].get("inference_network")
+    line = f"Checkpoint: {SELECTIONS[record['selection']]}{f', the {network}' if network else ''}."
+    return [line, OPTIMISTIC] if record["selection"] == split else [line]
 
 
 def read_settings(model_file: str | Path, required: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ _CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set)
 def save_atomic(state: Any, path: str | Path) -> None:
     """Write ``state`` to ``path`` so that a crash at any moment leaves the previous file, whole.
 
-    ``torch.save`` goes to ``<name>.tmp`` in the same folder, is forced to the disk and then takes the final name.
+    ``torch.save`` goes to a temporary file in the same folder, which is forced to the disk and then takes the final
+    name. A run that is killed while it writes may leave a ``<name>.*.tmp``; nothing reads it, and it can be deleted.
 
     Raises:
         TypeError: ``state`` holds something that ``load_checkpoint`` could not read back.
@@ -35,9 +37,10 @@ def save_atomic(state: Any, path: str | Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill ``<name>.tmp`` in the folder of ``path``, which then takes the final name."""
+    """Let ``write`` fill a temporary file in the folder of ``path``, which then takes the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    # a name of its own: two runs on one folder would write into each other's file
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)

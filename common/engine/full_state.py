@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ class FullStateCheckpoint:
 
     Order: loads at STARTED (place it before other handlers of that event); saves as the last of all handlers at
     EPOCH_COMPLETED, whatever its place in the list, hence after validation, learning rate schedule and teacher update.
-    An older file is overwritten at the end of the first epoch, not before.
+    An older file is overwritten at the end of the first epoch, not before; a run that does not resume says so.
 
     A resumed run takes ``max_epochs`` from its own config: more epochs go on, and a run that has them all ends at once.
     Optimizers and schedulers are restored whole, so a changed learning rate has no effect; only the length of a
@@ -42,10 +43,12 @@ class FullStateCheckpoint:
         resume: continue from ``path``.
         evaluator: the validation of the trainer, whose best metric is kept; None when there is none.
         interval: epochs between two saves; the last epoch is always saved.
+        settings: what a resumed run must not change and objects do not show, such as the fold left out; anything that
+            JSON holds. Saved too; what an older file does not hold is not compared.
 
     Raises:
         FileNotFoundError: resume without a file at ``path`` (a mistyped ``ckpt_dir`` must not start a new training).
-        ValueError: the file is damaged, or belongs to a run with other objects.
+        ValueError: the file is damaged, or belongs to a run with other settings or objects.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class FullStateCheckpoint:
         resume: bool = False,
         evaluator: Evaluator | None = None,
         interval: int = 1,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         self.objects = {name: unwrap(thing) for name, thing in objects.items()}
         self.resume = resume
         self.evaluator = evaluator
         self.interval = interval
+        self.settings = json.loads(json.dumps(dict(settings or {})))  # tuples as lists, and no numpy numbers
         stateless = [name for name, thing in self.objects.items() if not hasattr(thing, "load_state_dict")]
         if stateless:
             raise TypeError(f"expected objects with state_dict and load_state_dict, which {', '.join(stateless)} lack.")
@@ -71,6 +76,9 @@ class FullStateCheckpoint:
     def _started(self, engine: Engine) -> None:
         if self.resume:
             self._load(engine)
+        elif self.path.is_file() and getattr(engine.state, "rank", 0) == 0:
+            logger.warning("%s: left by an earlier run, and replaced at the end of the first epoch of this new one. To "
+                           "go on from it, stop now and add `--resume True`.", self.path)
         if not engine.has_event_handler(self._epoch_completed, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)  # here, to be behind all others
 
@@ -82,6 +90,7 @@ class FullStateCheckpoint:
             if isinstance(thing, nn.Module):
                 refuse_bad_weights(thing, name)
         state = {key: getattr(engine.state, key) for key in ("epoch", "iteration", "epoch_length")}
+        state["settings"] = self.settings
         state["objects"] = {name: thing.state_dict() for name, thing in self.objects.items()}
         if self.evaluator is not None:
             best = self.evaluator.state
@@ -103,6 +112,14 @@ class FullStateCheckpoint:
             raise ValueError(
                 f"{self.path}: expected the full state of a run (epoch, iteration, objects), found something else, "
                 "perhaps the weights of a model. Pass the checkpoint.pt that training wrote."
+            )
+        then = saved.get("settings", {})
+        changed = [f"{key} was {json.dumps(then[key])} and is now {json.dumps(value)}"
+                   for key, value in self.settings.items() if key in then and then[key] != value]  # fmt: skip
+        if changed:
+            raise ValueError(
+                f"{self.path}: expected the settings of the run that is resumed, found others: {'; '.join(changed)}. "
+                "Give them as they were, or start anew with another ckpt_dir and without resume."
             )
         if saved["objects"].keys() != self.objects.keys():
             raise ValueError(

@@ -39,8 +39,9 @@ class ProgressBarHandler:
     ) -> None:
         self.evaluator = evaluator
         self.folders = {"weights": ckpt_dir, "reports": output_dir}
-        for folder in filter(None, self.folders.values()):
-            check_output_dir(folder)  # now, not at the first save
+        for option, folder in (("ckpt_dir", ckpt_dir), ("output_dir", output_dir)):
+            if folder is not None:
+                check_output_dir(folder, option)  # now, not at the first save
         self._bar: tqdm | None = None
         self._open = ExitStack()
         self._tenth = 0

@@ -51,7 +51,8 @@ def save_overlay(
         slices: at most so many of a volume.
 
     Shape:
-        label maps ``(H, W)`` or ``(H, W, D)``; image the same, or with C = 1 or 3 channels in front or behind.
+        label maps ``(H, W)`` or ``(H, W, D)``; image the same, or with channels in front or behind: three are a
+        colour picture, of 2, or 4 and more, the first is drawn.
 
     Raises:
         ValueError: the shapes differ.
@@ -74,10 +75,9 @@ def save_case_overlay(
 ) -> None:
     """The overlay of a whole case, as :class:`common.data.whole_cases.CaseDataset` gives it; else as above.
 
-    MONAI reads photographs with x first: they are turned. Of 2 channels, or 4 and more, the first is drawn.
+    MONAI reads photographs with x first: they are turned.
     """
     image, truth = case["native"].numpy(), case["label"].numpy()
-    image = image if len(image) in (1, 3) else image[:1]
     if truth.ndim == 2:
         image, truth, prediction = image.swapaxes(1, 2), truth.T, prediction.T
     save_overlay(path, image, truth, prediction, labels, case["affine"], title, dice)
@@ -91,7 +91,8 @@ def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray
         image = image[None]
     elif image.shape[:-1] == shape:
         image = np.moveaxis(image, -1, 0)
-    if any(m is not None and m.shape != image.shape[1:] for m in maps) or image.shape[0] not in (1, 3):
+    image = image if len(image) in (1, 3) else image[:1]  # of 2 channels, or 4 and more, the first
+    if any(m is not None and m.shape != image.shape[1:] for m in maps):
         shapes = [None if m is None else m.shape for m in maps]
         raise ValueError(f"image {image.shape}, truth {shapes[0]} and prediction {shapes[1]} do not fit together.")
     return image, maps

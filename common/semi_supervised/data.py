@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 import torch.utils.data
 from tqdm import tqdm
 
-from common.data import CaseFacts, DataError, Dataset, check_dataset, read_dataset, refuse_foreign
+from common.data import (
+    CaseFacts,
+    DataError,
+    Dataset,
+    check_dataset,
+    read_dataset,
+    refuse_foreign,
+    refuse_other_kind,
+)
 from common.data.draws import drawing, endless, plain, slices
 from common.data.photograph import is_photograph
 
@@ -49,10 +59,12 @@ def read_semi_supervised(
 
     Raises:
         ValueError: ``patch_size`` or ``zoom`` does not fit.
-        DataError: with every problem of the files; ``labelled`` does not fit; there is no unlabelled case.
+        DataError: the ids of the labels have gaps; ``labelled`` does not fit; there is no unlabelled case; photographs
+            among volumes; with every problem of the files; images of which ``zoom`` leaves nothing.
     """
     dataset = read_dataset(dataset_dir)
     file = dataset.directory / "dataset.json"
+    _refuse_gaps(sorted(dataset.labels), file)
     if labelled is not None:
         dataset = keep_labels(dataset, labelled)
     if need_unlabeled and not dataset.unlabeled:
@@ -60,12 +72,11 @@ def read_semi_supervised(
             f"{file}: expected unlabelled cases, found none in `unlabeled` and a label for each case of `training`; "
             "add images to `unlabeled`, keep fewer labels (`labelled`), or train on labels alone (`base: supervised`)."
         )
-    facts = check_dataset(dataset, channels=channels)
-    _check_sizes(spatial_dims, patch_size, zoom, [fact.image for split in facts.values() for fact in split])
-    flat = [fact.image for split in facts.values() for fact in split if is_photograph(fact.image)]
-    if flat and spatial_dims == 3:
-        raise DataError(f"{len(flat)} photographs, such as {flat[0]}: expected volumes; photographs are for "
-                        "bundles that train on slices (spatial_dims 2)")  # fmt: skip
+    if spatial_dims == 3:
+        refuse_other_kind(dataset.images, False, "photographs are for bundles that train on slices (spatial_dims 2)")
+    facts = check_dataset(dataset, channels=channels, channels_option="in_channels")
+    _check_sizes(spatial_dims, patch_size, zoom, dataset.images)
+    _refuse_zoomed_away([fact for split in facts.values() for fact in split], zoom, spatial_dims, str(file))
     _warn_of_rare_classes(dataset, facts["training"])
     return {
         "training": dataset.training,
@@ -75,6 +86,15 @@ def read_semi_supervised(
         "labels": dataset.labels,
         "facts": facts,
     }
+
+
+def _refuse_gaps(labels: Sequence[int], file: Path) -> None:
+    """Raises DataError: ids other than 1 to n; the 255 of a mask would make a network of 256 channels."""
+    if list(labels) != list(range(1, 1 + len(labels))):
+        raise DataError(
+            f"{file}: expected `labels` numbered 1 to {len(labels)} without gaps, as the network has a channel for "
+            f"each id up to the highest, found {list(labels)}; renumber them there and in the label files."
+        )
 
 
 def _check_sizes(
@@ -87,12 +107,40 @@ def _check_sizes(
         kind = "slices" if spatial_dims == 2 else "volumes"
         problems.append(f"patch_size: expected {spatial_dims} lengths for {kind} (spatial_dims {spatial_dims}), "
                         f"found {patch_size}")  # fmt: skip
-    axes = 2 if any(map(is_photograph, images)) else 3
-    factors = list(zoom) if isinstance(zoom, Sequence) else [zoom] * axes
-    if len(factors) != axes or min(factors) <= 0:
-        problems.append(f"zoom: expected a number above 0, or {axes}, one for each axis of an image, found {zoom}")
+    axes = sorted({2 if is_photograph(image) else 3 for image in images})
+    several = f", or {axes[0]}, one for each axis of an image" if len(axes) == 1 else ""  # no list fits both kinds
+    factors = list(zoom) if isinstance(zoom, Sequence) else [zoom]
+    if (isinstance(zoom, Sequence) and [len(factors)] != axes) or min(factors) <= 0:
+        problems.append(f"zoom: expected a number above 0{several}, found {zoom}")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _refuse_zoomed_away(
+    facts: Sequence[CaseFacts], zoom: float | Sequence[float], spatial_dims: int, where: str
+) -> None:
+    """Raises DataError: images of which nothing is left along an axis, one line each."""
+    problems = []
+    for fact in facts:
+        shape = list(_shape_when_zoomed(fact, spatial_dims))
+        factors = zoom if isinstance(zoom, Sequence) else [zoom] * len(shape)
+        size = [math.floor(length * factor) for length, factor in zip(shape, factors, strict=True)]
+        if min(size) < 1:
+            problems.append(f"{fact.case}, {fact.image}: expected 1 or more along each axis once zoomed by {zoom}, "
+                            f"found {shape} zoomed to {size}; give zoom a number for each axis, 1 for the short one, "
+                            "or leave the case out")  # fmt: skip
+    if problems:
+        raise DataError.of(problems, where)
+
+
+def _shape_when_zoomed(fact: CaseFacts, spatial_dims: int) -> tuple[int, ...]:
+    """The axes in the order in which the preprocessing of a training meets them."""
+    if is_photograph(fact.image):
+        return fact.shape[1::-1]  # MONAI reads columns first
+    if spatial_dims == 2:
+        return fact.shape
+    places = nib.io_orientation(fact.affine)[:, 0]  # volumes are turned to RAS before
+    return tuple(fact.shape[axis] for axis in np.argsort(places))
 
 
 def keep_labels(dataset: Dataset, labelled: int) -> Dataset:

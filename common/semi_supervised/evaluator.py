@@ -17,20 +17,12 @@ from tqdm import tqdm
 from common.data.draws import plain
 from common.data.shrink import enlarge
 from common.data.whole_cases import CaseDataset
-from common.engine import load_checkpoint, read_record, use_bfloat16
-from common.engine.unwrap import unwrap
+from common.engine import describe_selection, read_record, use_bfloat16
+from common.networks.weights import load_weights
 from common.report import case_rows, check_distances, format_table, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
 
 logger = logging.getLogger(__name__)
-SELECTIONS = {
-    "last": "that of the last iteration (selection: last)",
-    "validation": "the best on `validation` (selection: validation)",
-    None: "from elsewhere, how it was chosen is not known",
-}
-OPTIMISTIC = ("The checkpoint was chosen by the validation cases of its training: figures of those are optimistic. "
-              "Labelled cases in `test` give honest ones.")  # fmt: skip
-
 
 # of a largest_component: what the summary says, and whether each of its filters takes the structures one by one
 FILTERS = {
@@ -118,14 +110,15 @@ class CaseEvaluator(SupervisedEvaluator):
             a row for each structure of each image.
 
         Raises:
-            ValueError: the model was trained on other labels.
+            FileNotFoundError: there is no model.
+            ValueError: it is damaged, of another network, or was trained on other labels.
         """
         record = read_record(model_file)
         labels = {int(label): name for label, name in record["settings"].get("labels", self.labels).items()}
         if labels != self.labels:
             raise ValueError(f"labels: the model was trained on {labels}, the data set has {self.labels}; number and "
                              "name them alike in dataset.json, or train again.")  # fmt: skip
-        unwrap(self.network).load_state_dict(load_checkpoint(model_file))
+        load_weights(self.network, model_file)
         folder = Path(output_dir)
         for old in folder.glob("overlay_*.png"):
             old.unlink()
@@ -158,7 +151,5 @@ class CaseEvaluator(SupervisedEvaluator):
             return ["Nothing was scored: neither `test` nor `validation` holds a labelled case."]
         cases, scans = (len({tuple(row[key] for key in keys) for row in rows}) for keys in (["case"], ["case", "scan"]))
         images = "" if scans == cases else f" ({scans} images)"
-        selection, network = record["selection"], record["settings"].get("inference_network")
-        lines = [f"Scored: `{split}`, {cases} case{'s' * (cases > 1)}{images}{self.kept}. "
-                 f"Checkpoint: {SELECTIONS[selection]}{f', the {network}' if network else ''}."]  # fmt: skip
-        return [*lines, OPTIMISTIC] if selection == split else lines
+        checkpoint, *doubt = describe_selection(record, split)
+        return [f"Scored: `{split}`, {cases} case{'s' * (cases > 1)}{images}{self.kept}. {checkpoint}", *doubt]

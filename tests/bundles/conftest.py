@@ -44,9 +44,9 @@ def start_bundle(*arguments, cwd, threads=1, **overrides):
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    """Trains a tiny bundle by two processes; each saves the ``state_dict`` of ``parts``, which come back."""
+    """Trains by two processes, with a folder's configs; each saves the ``state_dict`` of ``parts``, which come back."""
 
-    def train(bundle, folder, parts, **overrides):
+    def train(configs, folder, parts, **options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
@@ -54,16 +54,15 @@ def two_processes(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         if sys.platform == "linux":
             monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
-        states = f"[part.state_dict() for part in ({', '.join(parts)})]"
+        states = f"[part.state_dict() for part in ({', '.join(parts)},)]"
         keep = f"$torch.save({states}, '{folder}/' + os.environ['RANK'] + '.pt')"
-        finalize = [keep, *bundle.read("train")["finalize"]]
-        files, processes = str(bundle.config("train", "multi_gpu_train")), []
+        finalize = [keep, *json.loads((configs / "train.json").read_text())["finalize"]]
+        files, processes = str([str(configs / f"{name}.json") for name in ("train", "multi_gpu_train")]), []
         try:
             for rank in ("0", "1"):
                 monkeypatch.setenv("RANK", rank)
                 monkeypatch.setenv("LOCAL_RANK", rank)
-                options = bundle.options(folder, finalize=finalize, **overrides)
-                processes.append(start_bundle("--config_file", files, cwd=folder, **options))
+                processes.append(start_bundle("--config_file", files, cwd=folder, finalize=finalize, **options))
             for process in processes:
                 output = process.communicate(timeout=600)[0]
                 assert process.returncode == 0, output
@@ -170,7 +169,13 @@ class TinyBundle:
     def train(self, folder, data=None, overlay=(), **overrides):
         """A tiny training; the full state and the model that it leaves."""
         self.run(["train", *overlay], folder, data, **self.tiny | overrides)
-        return [load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt")]
+        return self.load(folder)
+
+    @staticmethod
+    def load(folder):
+        """The full state and the model that a training left, as tensors and numbers to compare."""
+        state, model = (load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt"))
+        return [{key: value for key, value in state.items() if key != "settings"}, model]
 
     def evaluate(self, folder, data=None, **overrides):
         """With the settings that lie beside the model, and other options of a tiny training."""

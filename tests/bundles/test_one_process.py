@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from common.data import read_dataset
 from common.data.write import Case, write_dataset
 from common.engine.root_cause import root_cause
+from tools.bundles import home_of, put_on_path
 from tools.check import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +101,19 @@ def test_sample_data_are_not_mixed_with_other_peoples_scans(scans, bundle):
         dataset(bundle_root=str(scans.parent))
     assert "expected labelled images of the sample data" in str(root_cause(error.value))
     assert f"found {items[0]['image']}; set `dataset_dir`" in str(root_cause(error.value))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_folder_for_reports_that_is_none_is_named(tmp_path, bundle):
+    (tmp_path / "eval").touch()
+    put_on_path(home_of(bundle))
+    parser = ConfigParser()
+    parser.read_config(home_of(bundle) / "configs" / "train.json")
+    parser["output_dir"] = str(tmp_path / "eval")
+    with pytest.raises(RuntimeError) as error:
+        parser.get_parsed_content("validate::handlers")
+    text = f"{tmp_path / 'eval'}: expected a folder to write into, found a file there or on the way to it; choose"
+    assert str(root_cause(error.value)).startswith(f"{text} another output_dir")
 
 
 @pytest.mark.parametrize("order", [BUNDLES, BUNDLES[::-1]], ids="-".join)

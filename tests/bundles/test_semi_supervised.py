@@ -14,7 +14,6 @@ from monai.transforms import KeepLargestConnectedComponent
 from torch.nn import functional as F
 
 from common.data import read_dataset
-from common.engine import load_checkpoint
 from common.engine.root_cause import root_cause
 from diffcl_ssl.network import ConvolutionalNetwork
 
@@ -67,11 +66,20 @@ def test_resume_from_the_command_line_equals_one_run_bit_for_bit(bundle, trained
     with start_bundle("--config_file", *bundle.config("train"), cwd=tmp_path, threads=threads, **options) as process:
         output = process.stdout.read()
     assert process.returncode == 0 and "resumed after epoch 2 of 4" in output, output
-    halves = [load_checkpoint(tmp_path / "models" / name) for name in ("checkpoint.pt", "model.pt")]
+    halves = bundle.load(tmp_path)
     assert halves[0]["epoch"] == 4 and halves[0]["iteration"] == 12
     assert steps_of(bundle, halves[0])[:2] == [12, runs["updates"][1]] and steps_of(bundle, halves[0])[2] > features
     torch.testing.assert_close(halves, trained[1], rtol=0, atol=0)
     assert not equal(first[1], halves[1])
+
+
+def test_a_run_is_not_resumed_with_other_data_or_another_objective(bundle, trained, tmp_path):
+    shutil.copytree(trained[0] / "models", tmp_path / "models")
+    with pytest.raises(RuntimeError) as error:
+        bundle.train(tmp_path, resume=True, **RUNS[bundle.name]["options"], zoom=0.5, labelled=1, base="uamt")
+    base = bundle.read("train")["base"]
+    text = f'zoom was 1.0 and is now 0.5; labelled was null and is now 1; base was "{base}" and is now "uamt". Give'
+    assert text in str(root_cause(error.value))
 
 
 def test_a_run_leaves_a_model_a_report_and_a_log(bundle, trained):
@@ -158,6 +166,12 @@ def test_evaluation_scores_the_saved_model_again(bundle, tmp_path, trained):
         bundle.evaluate(tmp_path, data, ckpt_dir=str(trained[0] / "models"))
         assert (tmp_path / "eval" / "cases.csv").read_text() == (trained[0] / "eval" / "cases.csv").read_text()
     assert not (tmp_path / "models").exists()
+
+
+def test_inference_before_any_training_says_so(bundle, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        bundle.infer(tmp_path)
+    assert "model.pt: no such checkpoint. Expected a file written by an earlier run" in str(root_cause(error.value))
 
 
 def test_a_misspelt_override_ends_the_run_before_it_starts(bundle, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 
 from common.data import read_dataset
-from common.engine import save_atomic
+from common.engine import root_cause, save_atomic
 
 pytestmark = pytest.mark.usefixtures("restored")
 IMAGE = "_meta_::network_data_format::inputs::image::spatial_shape"
@@ -108,6 +108,20 @@ def test_inference_keeps_the_components_that_the_scores_keep(bundle, value):
     with pytest.raises(RuntimeError) as error:
         parser.get_parsed_content("keep")
     assert "got 'joint'" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(("name", "train", "inference", "turns"), KINDS)
+def test_inference_of_volumes_takes_no_photographs(tiny_bundle, tmp_path, name, train, inference, turns):
+    bundle = tiny_bundle(name)
+    folder = bundle.write_photographs(tmp_path / "set")
+    parser = ConfigParser(ConfigParser.load_config_files(bundle.config("inference", *inference)))
+    parser.update(bundle.places(tmp_path, folder))
+    if turns:  # volumes
+        with pytest.raises(RuntimeError) as error:
+            parser.get_parsed_content("dataset")
+        assert "2 images, such as " in (text := str(root_cause(error.value))) and "expected scans (NIfTI)" in text
+    else:
+        assert len(parser.get_parsed_content("dataset")) == 2
 
 
 @pytest.mark.parametrize(("name", "train", "inference", "turns"), KINDS)

@@ -1,3 +1,4 @@
+import json
 import sys
 
 import nibabel as nib
@@ -63,6 +64,17 @@ def test_the_labels_are_in_the_picture(home, tmp_path):
         preview("tiny_preview", output=str(tmp_path / "out"), cases=1)
     without = imread(tmp_path / "out" / "c0.png")[..., :3]
     assert not (np.ptp(without, axis=2) > 0.3)[: len(without) * 3 // 4].any()
+
+
+def test_every_image_of_a_case_has_a_picture(home, tmp_path):
+    preview("tiny_preview", output=str(tmp_path / "out"))
+    file = home / "sample_data" / "dataset.json"
+    dataset = json.loads(file.read_text())
+    for item in dataset["training"]:
+        item["case"] = "patient"
+    file.write_text(json.dumps(dataset))
+    preview("tiny_preview", output=str(tmp_path / "out"), cases=9)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
 
 
 def test_pictures_of_the_last_evaluation_are_named(home, capsys):

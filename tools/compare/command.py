@@ -14,7 +14,7 @@ from common.data.dataset import DataError, Dataset, read_dataset
 from common.semi_supervised.data import keep_labels
 from tools.bundles import home_of
 
-from .grid import read_grid
+from .grid import folds_made_by, read_grid
 from .plan import Run, check_overrides, make_runs
 from .report import footer, report
 from .runs import claim_folders
@@ -51,7 +51,7 @@ def compare(
     settings["variants"] = choose_variants(settings["variants"], _listed(variants))
     dataset = _dataset(dataset_dir, (settings["overrides"] | dict(overrides or {})).get("labelled"))
     chosen = {flag: _chosen(flag, value) for flag, value in (axes or {}).items()}
-    grid = read_grid(settings["grid"], chosen, dataset)
+    grid = read_grid(settings["grid"], chosen, dataset, folds_made_by(home))
     for changes in (settings["overrides"], overrides or {}, *settings["variants"].values()):
         check_overrides(changes, grid)
     fixed = set.intersection(*map(set, settings["variants"].values()))

@@ -20,7 +20,8 @@ def read_settings(file: Path, group: str) -> dict[str, Any]:
                  ``variants`` is the group taken by default; the first of a group is tested against each other one
     overrides    for all runs; ``{output}`` is the folder of the comparison
     grid         key of train.json to its values, the outermost first: a list, or what it takes from the data set:
-                 ``each label``, ``each fold``, ``each domain`` (those of ``training``)
+                 ``each label``, ``each fold`` (of ``folds``, or else those that a training makes), ``each domain``
+                 (those of ``training``)
     tables       a list of tables: ``measure``, the column of the runs' ``cases.csv`` to compare (``hd95`` is that of
                  whichever unit they are in); ``columns``, other columns of it: one table for each value of the first,
                  if there are two, and one column for each value of the last. Optional: ``less_is_better``, and a

@@ -14,7 +14,16 @@ from monai.data import CacheDataset
 from monai.utils import ensure_tuple
 from torch.utils.data import Dataset
 
-from common.data import DataError, check_dataset, ensure_sample_data, natural_key, read_dataset, refuse_foreign
+from common.data import (
+    CaseFacts,
+    DataError,
+    check_dataset,
+    ensure_sample_data,
+    natural_key,
+    read_dataset,
+    refuse_foreign,
+    refuse_other_kind,
+)
 from common.data.draws import drawing
 
 from .sample import generate_sample_data
@@ -53,10 +62,9 @@ def read_datalist(
     """
     directory = Path(dataset_dir)
     sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
-    dataset = read_dataset(directory)
-    facts = check_dataset(dataset)
+    dataset, facts = read_scans(directory)
     if dataset.validation and (directory / "support").is_dir():
-        facts["support"] = check_dataset(read_dataset(directory / "support"))["training"]
+        facts["support"] = read_scans(directory / "support")[1]["training"]
     asked = [max(dataset.labels)] if novel_labels is None else ensure_tuple(novel_labels)
     novel = [int(label) if str(label).isdecimal() else label for label in asked]
     unknown = [str(label) for label in novel if label not in dataset.labels]
@@ -81,6 +89,17 @@ def read_datalist(
         "facts": facts,
         "sample": sample,
     }
+
+
+def read_scans(directory: str | Path) -> tuple[Any, dict[str, list[CaseFacts]]]:
+    """A data set of volumes, and what the check saw of it, by split.
+
+    Raises:
+        DataError: there are photographs; with every problem of the files.
+    """
+    dataset = read_dataset(directory)
+    refuse_other_kind(dataset.images, False, "photographs are for other bundles")
+    return dataset, check_dataset(dataset)
 
 
 class QueryDataset(Dataset):

@@ -14,9 +14,9 @@ from monai.inferers import SliceInferer
 from monai.transforms import MapTransform
 from torch import nn
 
-from common.data import DataError, check_dataset, read_dataset
+from common.data import DataError
 
-from .data import load_scan
+from .data import load_scan, read_scans
 from .network import FewShotNetwork
 from .protocol import SupportBank, slice_key
 from .sample import generate_sample_data
@@ -36,8 +36,8 @@ class Support:
         sample_dir: where the sample data belongs.
 
     Raises:
-        DataError: a class the support does not name or does not show, or scans whose spacing differs by more than a
-            tenth; all of them in one error.
+        DataError: what :func:`.read_scans` refuses; a class the support does not name or does not show, or scans whose
+            spacing differs by more than a tenth; all of them in one error.
     """
 
     def __init__(
@@ -55,8 +55,7 @@ class Support:
         ):
             logger.info("generating sample data in %s", sample_dir)
             generate_sample_data(sample_dir)
-        dataset = read_dataset(support_dir)
-        check_dataset(dataset)
+        dataset, _ = read_scans(support_dir)
         self.labels = sorted(dataset.labels) if labels is None else [int(label) for label in labels]
         unknown = [label for label in self.labels if label not in dataset.labels]
         if unknown:

@@ -13,6 +13,7 @@ from skimage.segmentation import felzenszwalb
 from tqdm import tqdm
 
 from common.data import DataError
+from common.engine import check_output_dir
 
 
 class Superpixels:
@@ -45,7 +46,10 @@ class Superpixels:
 
         Raises:
             DataError: no slice has a region of the size wanted.
+            OSError: nothing can be written into ``cache_dir``.
         """
+        if self.cache_dir is not None:
+            check_output_dir(self.cache_dir)
         bar = tqdm(scans, desc="superpixels", unit="scan", leave=False, disable=None)
         self.regions = [self._scan_regions(scan["image"][:, 0].numpy()) for scan in bar]
         self.table = []
@@ -78,7 +82,6 @@ class Superpixels:
             return np.load(file, allow_pickle=False)
         regions = np.stack([self._slice_regions(image) for image in volume]).astype(np.uint16)
         if file is not None:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}.part")
             with part.open("wb") as stream:
                 np.save(stream, regions, allow_pickle=False)

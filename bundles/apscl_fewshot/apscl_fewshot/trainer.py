@@ -20,7 +20,8 @@ from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
-from common.engine import load_checkpoint, use_bfloat16
+from common.engine import describe_selection, read_record, use_bfloat16
+from common.networks.weights import load_weights
 from common.report import check_distances, format_table, save_overlay, score_structure, summarise, write_cases_csv
 
 from .protocol import PROTOCOLS, SupportBank, copy_mask, embed_slices, predict
@@ -109,7 +110,7 @@ class FewShotEvaluator(SupervisedEvaluator):
 
         Each row also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``).
         """
-        self.network.load_state_dict(load_checkpoint(model_file))
+        load_weights(self.network, model_file)
         self._banks.clear()
         rows: list[dict[str, Any]] = []
         folder = Path(output_dir)
@@ -125,10 +126,9 @@ class FewShotEvaluator(SupervisedEvaluator):
         write_cases_csv(rows, folder / "cases.csv")
         table = format_table(summarise(rows, by=("protocol", "structure")))
         floor = format_floor(rows)
-        (folder / "summary.md").write_text(f"{table}\n\n{floor}\n")
-        logger.info(
-            "\n%s\n\n%s\n\ncases: %s\npictures: %s", table, floor, folder / "cases.csv", folder / "overlay_*.png"
-        )
+        text = "\n\n".join([table, floor, *describe_selection(read_record(model_file), "validation")])
+        (folder / "summary.md").write_text(f"{text}\n")
+        logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "overlay_*.png")
         return rows
 
 

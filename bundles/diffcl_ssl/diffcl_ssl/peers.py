@@ -67,7 +67,8 @@ class DiffusionPeer(Peer):
     Each image has a time of its own. At small times the answer can be read from the labels shown: as a pseudo-label it
     would be the student's own, and as a feature of a labelled image it would hold the truth. So only images at high
     noise are reliable. T/2 is not high: with the linear schedule a blur alone finds a structure in such labels, since
-    its voxels are many, with a Dice of 0.9; from 0.9 T on it no longer does.
+    its voxels are many, with a Dice of 0.9; from 0.9 T on it finds at most about where a large one lies. A network that
+    is trained on such times alone looks at the image and no longer at the labels shown.
 
     Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408), which show the noised
     pseudo-labels; the limit is our own.

@@ -48,7 +48,8 @@ class CrossSupervision(Supervised):
         loss: L_s.
         propagation: L_cl; null leaves it out. Its parameters need an optimizer.
         weight: :math:`\mu`. ramp: T_r as a share of the training.
-        propagation_weight: :math:`\eta`. propagation_start: the share of the training that is without L_cl.
+        propagation_weight: :math:`\eta`. propagation_start: the share of the steps with unlabelled images that is
+            without L_cl.
         confidence: the least probability of a pseudo-label that counts, either way.
         largest_component: see :class:`common.semi_supervised.PseudoLabels`.
         mixer: of BCP (Bai et al., CVPR 2023), or null.
@@ -86,7 +87,8 @@ class CrossSupervision(Supervised):
         loss = terms["seg"] + terms["seg_peer"] + ramp * (terms["pseudo"] + terms["pseudo_peer"])
         if self.propagation is not None:
             contrast, prototype, of_propagation = self.propagation(labelled, number=step, **others)
-            begun = step >= self.propagation_start * total
+            start = self.start(total)  # until then projection and prototypes have learned nothing
+            begun = step >= start + self.propagation_start * (total - start)
             loss = loss + prototype + ramp * self.propagation_weight * begun * contrast
             terms |= of_propagation
         return Step(loss, labelled, terms=terms | more)

@@ -11,7 +11,15 @@ import torch
 from monai.utils import ensure_tuple
 from torch.utils.data import Dataset, Sampler
 
-from common.data import DataError, check_dataset, ensure_sample_data, natural_key, read_dataset, refuse_foreign
+from common.data import (
+    DataError,
+    check_dataset,
+    ensure_sample_data,
+    natural_key,
+    read_dataset,
+    refuse_foreign,
+    refuse_other_kind,
+)
 from common.data.draws import drawing, endless, plain, slices
 
 from .regions import Regions
@@ -29,6 +37,7 @@ def read_datalist(
     source_domains: Sequence[str] | None = None,
     single_source: bool = False,
     channels: int = 3,
+    photographs: bool | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
     """Read, check and split a data set by domain; the sample data is generated when its folder is missing.
@@ -44,6 +53,7 @@ def read_datalist(
         source_domains: the domains to train on; null takes all others.
         single_source: train on one domain alone; amplitudes then come from other images of the same domain.
         channels: channels of an image.
+        photographs: true takes photographs alone, false scans alone, null both.
         allow_missing: accept training cases that do not show every region.
 
     Returns:
@@ -51,13 +61,17 @@ def read_datalist(
         ``labels`` (id to name), ``facts`` (what the check saw, by split) and ``sample`` (these are the sample data).
 
     Raises:
-        DataError: with every problem of the files at once; of files that can be read, with every problem of the regions
-            and of items without a domain; then with every problem of the choice of domains and of masks that lack one.
+        DataError: images of the other kind; with every problem of the files at once; of files that can be read, with
+            every problem of the regions and of items without a domain; then with every problem of the choice of domains
+            and of masks that lack one.
     """
     directory = Path(dataset_dir)
     sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
     dataset = read_dataset(directory)
-    facts = check_dataset(dataset, channels=channels)
+    if photographs is not None:
+        todo = "for scans put volume.json over train.json" if photographs else "leave volume.json out for photographs"
+        refuse_other_kind(dataset.images, photographs, todo)
+    facts = check_dataset(dataset, channels=channels, channels_option="in_channels")
     problems = Regions.problems(regions, dataset.labels)
     labelled = dataset.training + dataset.validation
     problems += [f"{item['case']}: expected a \"domain\", found none; name the hospital or scanner it comes from"
@@ -108,8 +122,11 @@ def choose_domains(
     sources = [name for name in sources if name in counts and name != target]
     found = ", ".join(sources) or "none"
     if not sources or (len(sources) == 1 and not single_source):
-        problems.append(f"domains: expected two or more to train on besides the target {target}, found {found}; add "
-                        "scans of another hospital, or set single_source to train on one")  # fmt: skip
+        ways = ["add scans of another hospital", *["set single_source to train on one"] * (not single_source),
+                *["set target_domain to none, which leaves none out"] * (target != "none")]  # fmt: skip
+        besides = "" if target == "none" else f" besides the target {target}"
+        problems.append(f"domains: expected {'one' if single_source else 'two or more'} to train on{besides}, found "
+                        f"{found}; {', or '.join(ways)}")  # fmt: skip
     if single_source and len(sources) > 1:
         problems.append(f"domains: expected one to train on with single_source, found {found}; name it in "
                         "source_domains")  # fmt: skip

@@ -23,7 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from common.data.whole_cases import CaseDataset
-from common.engine import load_checkpoint, use_bfloat16
+from common.engine import describe_selection, read_record, use_bfloat16
+from common.networks.weights import load_weights
 from common.report import check_distances, distance_unit, format_table, score_structure, summarise, write_cases_csv
 from common.report.overlay import save_case_overlay
 
@@ -101,7 +102,7 @@ class DomainEvaluator(SupervisedEvaluator):
         A last row without structure holds ``scatter``, how far apart the features of the source domains lie, and
         ``scatter_all``, the same with the target's; each where there are two domains or more to compare.
         """
-        self.network.load_state_dict(load_checkpoint(model_file))
+        load_weights(self.network, model_file)
         folder = Path(output_dir)
         for old in folder.glob("overlay_*.png"):
             old.unlink()
@@ -123,7 +124,7 @@ class DomainEvaluator(SupervisedEvaluator):
         domain = cases[0]["domain"] if cases else ""
         whole = {"case": "features", "domain": domain, "bn": "eval", "structure": "", **scatter}
         write_cases_csv([*rows, *([whole] if scatter else [])], folder / "cases.csv")
-        text = self._summary(rows, scatter)
+        text = self._summary(rows, scatter, read_record(model_file))
         (folder / "summary.md").write_text(f"{text}\n")
         logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "*.png")
         return rows
@@ -139,7 +140,7 @@ class DomainEvaluator(SupervisedEvaluator):
         for k, name in enumerate(self.regions.names):
             scores, floor = (self._score(found[k], truth[k], case) for found in (masks, prior))
             priors = {f"prior_{key}": floor[key] for key in ("dice", f"hd95_{unit}", f"asd_{unit}")}
-            names = {"case": case["case"], "domain": case["domain"], "bn": bn, "structure": name}
+            names = {"case": case["case"], "scan": case["scan"], "domain": case["domain"], "bn": bn, "structure": name}
             rows.append({**names, **scores, **priors})
         return rows
 
@@ -173,7 +174,9 @@ class DomainEvaluator(SupervisedEvaluator):
         result = {"scatter_all": between_domain_scatter(list(found.values()), classes)} if target else {}
         return result | ({"scatter": between_domain_scatter(sources, classes)} if len(sources) > 1 else {})
 
-    def _summary(self, rows: Sequence[Mapping[str, Any]], scatter: Mapping[str, float]) -> str:
+    def _summary(
+        self, rows: Sequence[Mapping[str, Any]], scatter: Mapping[str, float], record: Mapping[str, Any]
+    ) -> str:
         if not rows:
             return "Nothing was scored: there is no target domain, and no domain has images enough for a validation."
         lines = [format_table(summarise(rows, by=("domain", "bn", "structure"))), ""]
@@ -183,6 +186,12 @@ class DomainEvaluator(SupervisedEvaluator):
             lines.append(f"| {name} | {np.nanmean(values):.3f} |")
         names = {"scatter": "source domains", "scatter_all": "source and target domains"}
         lines += ["", *(f"scatter of the features between {names[key]}: {value:.4f}" for key, value in scatter.items())]
+        known = {row["domain"] for row in rows} & set(record["settings"].get("trained_domains", []))
+        if known and len(self.test):
+            lines += ["", f"The model was trained on {', '.join(sorted(known))}, which is scored here: figures of it "
+                      "say nothing of a domain that it has never seen."]  # fmt: skip
+        for line in describe_selection(record, "target" if len(self.test) else "validation"):
+            lines += ["", line]
         return "\n".join(lines)
 
 
@@ -191,5 +200,6 @@ def draw_case(
 ) -> None:
     dice = {row["structure"]: row["dice"] for row in rows}
     prediction = regions.label_map(torch.from_numpy(masks)).numpy()
-    file = folder / f"overlay_{case['case']}.png".replace(" ", "_")
-    save_case_overlay(file, case, prediction, labels, case["case"], dice)
+    file = folder / f"overlay_{case['scan']}.png".replace(" ", "_")
+    title = case["case"] if case["case"] == case["scan"] else f"{case['case']}, {case['scan']}"
+    save_case_overlay(file, case, prediction, labels, title, dice)

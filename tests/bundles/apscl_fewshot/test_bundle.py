@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow, run
 
 from common.data import read_dataset
-from common.engine import load_checkpoint
+from common.engine import load_checkpoint, root_cause
 
 pytestmark = pytest.mark.usefixtures("restored")
 BUNDLE = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot"
@@ -31,7 +31,8 @@ def places(folder, sample_data):
 
 def train(folder, sample_data, **overrides):
     run(config_file=str(CONFIGS / "train.json"), **{**TINY, **places(folder, sample_data), **overrides})
-    return [load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt")]
+    state, model = (load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt"))
+    return [{key: value for key, value in state.items() if key != "settings"}, model]  # tensors and numbers to compare
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,14 @@ def test_four_epochs_equal_two_and_two_bit_for_bit(trained, tmp_path, sample_dat
     torch.testing.assert_close(halves, trained[1], rtol=0, atol=0)
     weights = [state["objects"]["network"]["encoder.projection.weight"] for state in (first[0], halves[0])]
     assert not torch.equal(*weights)
+
+
+def test_a_run_is_not_resumed_with_another_split(trained, tmp_path, sample_data):
+    shutil.copytree(trained[0] / "models", tmp_path / "models")
+    with pytest.raises(RuntimeError) as error:
+        train(tmp_path, sample_data, resume=True, novel_labels=[1], setting=2)
+    text = "novel_labels was [4] and is now [1]; setting was 1 and is now 2. Give"
+    assert text in str(root_cause(error.value))
 
 
 def test_a_run_leaves_a_model_a_report_and_a_log(trained):
@@ -93,6 +102,23 @@ def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, sample_data, sta
     assert load_checkpoint(tmp_path / "models" / "checkpoint.pt")["epoch"] == done + 2
     assert (tmp_path / "models" / "model.pt").is_file() and (tmp_path / "eval" / "cases.csv").is_file()
     assert not list((tmp_path / "elsewhere").iterdir()) and entries(BUNDLE) == before
+
+
+@pytest.mark.parametrize("selection", ["last", "validation"])
+def test_the_summary_says_what_chose_the_checkpoint(tmp_path, sample_data, selection):
+    """The queries are both validated on and scored."""
+    train(tmp_path, sample_data, selection=selection, max_epochs=1, val_interval=1)
+    summary = (tmp_path / "eval" / "summary.md").read_text()
+    assert f"(selection: {selection})." in summary and ("optimistic" in summary) == (selection == "validation")
+
+
+def test_two_processes_keep_the_same_network_and_one_scores_it(tmp_path, sample_data, two_processes):
+    """Validation and the report at the end need the network without its wrapper."""
+    options = {**TINY, **places(tmp_path, sample_data), "max_epochs": 1, "val_interval": 1}
+    ranks = two_processes(CONFIGS, tmp_path, ("@network.module", "@loss"), **options)
+    torch.testing.assert_close(*ranks, rtol=0, atol=0)
+    assert set(load_checkpoint(tmp_path / "models" / "model.pt")) == set(ranks[0][0])
+    assert (tmp_path / "eval" / "cases.csv").is_file()
 
 
 def test_a_misspelt_override_ends_the_run_before_it_starts(tmp_path, sample_data, start_bundle):
@@ -149,6 +175,17 @@ def test_inference_writes_labels_on_the_grid_of_the_image(tmp_path, sample_data,
     assert found.shape == turned.shape == (108, 120, 17)
     np.testing.assert_allclose(found.affine, turned.affine, atol=1e-4)
     assert set(np.unique(found.dataobj)) <= {0, 1, 2, 3, 4} and np.asarray(found.dataobj).any()
+
+
+def test_inference_before_any_training_says_so(tmp_path, sample_data):
+    """And takes no photographs."""
+    options = {**NETWORK, **places(tmp_path, sample_data), "support_dir": str(sample_data / "support")}
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=str(CONFIGS / "inference.json"), **options)
+    assert "model.pt: no such checkpoint. Expected a file written by an earlier run" in str(root_cause(error.value))
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=str(CONFIGS / "inference.json"), **options, images=str(tmp_path / "a.png"))
+    assert "1 images, such as " in (text := str(root_cause(error.value))) and "expected scans (NIfTI); photo" in text
 
 
 def test_evaluation_scores_the_saved_model_again(tmp_path, sample_data, trained):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, Orientationd, Resized
+from PIL import Image
 
 from apscl_fewshot.data import QueryDataset, only_item, part_of, read_datalist, slices, split_scans
 from apscl_fewshot.protocol import support_slices
@@ -136,6 +137,21 @@ def test_a_support_without_the_novel_label_is_refused(tmp_path, write_scans):
     assert names(read_datalist(str(apart), "/nowhere", novel_labels=[1])["validation"][0]["support"]) == CASES[4:5]
     with pytest.raises(DataError, match="support case_04: expected novel label 2"):
         read_datalist(str(apart), "/nowhere", novel_labels=[2])
+
+
+def test_photographs_are_refused(folder, tmp_path, write_scans):
+    """Of the data set, and of the supports beside it."""
+    pair = {}
+    for key in ("image", "label"):
+        pair[key] = str(tmp_path / f"{key}.png")
+        Image.fromarray(np.arange(42, dtype=np.uint8).reshape(6, 7) % 3).save(pair[key])
+    queries = write_scans(tmp_path / "queries", ["query"], extents={1: (1, 7), 2: (2, 6)})
+    scans = [{key: item[key] for key in ("image", "label")} for item in read_dataset(queries).training]
+    (tmp_path / "support").mkdir()
+    change(folder, tmp_path / "support", training=[pair])
+    for validation in ([pair], scans):  # with the photograph, then with that of the support alone
+        with pytest.raises(DataError, match=r"1 images, such as .*image.png: expected scans \(NIfTI\); photographs"):
+            read_datalist(str(change(folder, tmp_path, validation=validation)), "/nowhere")
 
 
 def test_sample_data_is_made_at_its_place_alone(tmp_path, monkeypatch):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.handlers import CheckpointLoader
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd, Resized
 
 from apscl_fewshot.heads import ADNetHead, PANetHead
 from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer
 from apscl_fewshot.protocol import SupportBank, embed_slices, segment
 from common.data import DataError
+from common.networks.weights import WeightsLoader
 
 TRANSFORM = Compose([
     LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), CopyItemsd("image", names="native"),
@@ -81,7 +81,7 @@ def test_loading_weights_renews_the_bank(make_network, deployed, support, tmp_pa
     deployed.train()
     if handler:  # as inference.json does
         torch.save(other.state_dict(), tmp_path / "model.pt")
-        CheckpointLoader(str(tmp_path / "model.pt"), {"model": deployed})(Engine(lambda engine, batch: None))
+        WeightsLoader(deployed, tmp_path / "model.pt")(Engine(lambda engine, batch: None))
     else:
         deployed.load_state_dict(other.state_dict())
     assert deployed.training and (deployed.bank_prototypes - before).abs().max() > 0.01

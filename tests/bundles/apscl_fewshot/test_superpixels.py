@@ -73,6 +73,13 @@ def test_a_second_fit_reads_the_files(scans, searches, tmp_path):
     assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".npy"}  # no half-written file
 
 
+def test_a_cache_that_is_no_folder_is_named_before_the_search(scans, searches, tmp_path):
+    (tmp_path / "eval").touch()
+    with pytest.raises(OSError, match="cache: expected a folder to write into, found a file .* another output_dir"):
+        make(str(tmp_path / "eval" / "cache")).fit(scans)
+    assert not searches
+
+
 @pytest.mark.parametrize("changed", ["image", "scale", "sigma", "min_size"])
 def test_a_changed_image_or_setting_is_segmented_anew(scans, searches, tmp_path, changed):
     make(str(tmp_path)).fit(scans)

@@ -69,7 +69,7 @@ def test_as_published(bundle, tmp_path):
 def test_two_processes_keep_the_same_networks_and_one_goes_on_alone(bundle, tmp_path, two_processes):
     """Each sees images of its own. The wrappers leave no trace in the names of what is saved."""
     parts = ("@network.module", "@peer_network.module", "@propagation")
-    ranks = two_processes(bundle, tmp_path, parts, **SHORT)
+    ranks = two_processes(bundle.configs, tmp_path, parts, **bundle.options(tmp_path, **SHORT))
     torch.testing.assert_close(ranks[0][:2], ranks[1][:2], rtol=0, atol=0)
     assert not torch.equal(ranks[0][2]["prototypes.prototypes"], ranks[1][2]["prototypes.prototypes"])
     checkpoint, _ = bundle.train(tmp_path, resume=True, **{**SHORT, "max_epochs": 2})

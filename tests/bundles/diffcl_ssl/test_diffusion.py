@@ -296,6 +296,16 @@ def test_a_sample_is_finite_repeats_with_its_seed_and_leaves_the_network_as_it_w
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def square(corner):
+    """Eight of sixteen rows and columns from a corner ``(B, 2)`` on: ``(B, 16, 16)``."""
+    rows, columns = (torch.arange(16) - corner[:, axis, None] for axis in range(2))
+    return (((rows >= 0) & (rows < 8))[:, :, None] & ((columns >= 0) & (columns < 8))[:, None]).long()
+
+
+def config():
+    return json.loads((Path(bundle_root()) / "configs" / "train.json").read_text(encoding="utf-8"))
+
+
 def test_a_network_learns_to_take_the_noise_off():
     """Segmentations that the image does not show, never twice the same: what is right was read from Y_t."""
     torch.manual_seed(0)
@@ -303,11 +313,8 @@ def test_a_network_learns_to_take_the_noise_off():
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
 
     def draw(count, low, high):
-        corner = torch.randint(0, 8, (count, 2, 1))
-        rows, columns = (torch.arange(16) - corner[:, axis] for axis in range(2))
-        inside = ((rows >= 0) & (rows < 8))[:, :, None] & ((columns >= 0) & (columns < 8))[:, None]
         times = diffusion.draw_times(count, low, high)
-        return torch.zeros(count, 1, 16, 16), inside.long(), times
+        return torch.zeros(count, 1, 16, 16), square(torch.randint(0, 8, (count, 2))), times
 
     def accuracy(low, high):
         image, labels, times = draw(32, low, high)
@@ -325,20 +332,44 @@ def test_a_network_learns_to_take_the_noise_off():
     assert accuracy(0.95, 1.0) < 0.85
 
 
+@pytest.mark.parametrize("low_noise", [False, True])
+def test_what_is_shown_does_not_matter_to_a_network_trained_at_the_times_of_the_config(low_noise):
+    """It finds the square of the image; trained at low noise it takes the one that it is shown."""
+    times = (0.0, 0.2) if low_noise else config()["times"]
+    torch.manual_seed(0)
+    network, diffusion = DiffusionNetwork(**{**OPTIONS, "out_channels": 2, "norm": "group"}), Diffusion(2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+
+    def answer(labels, shown):
+        drawn = diffusion.draw_times(len(labels), *times)
+        return network(labels[:, None] + torch.randn(len(labels), 1, 16, 16), diffusion.noised(shown, drawn), drawn)
+
+    for _ in range(60):
+        labels = square(torch.randint(0, 8, (8, 2)))
+        loss = F.cross_entropy(answer(labels, labels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    labels, shown = (square(torch.full((32, 2), corner)) for corner in (0, 7))
+    with torch.no_grad():
+        found = answer(labels, shown).argmax(1)
+    assert (found == (shown if low_noise else labels)).float().mean() > 0.85
+
+
 def test_noised_labels_alone_say_little_at_the_times_of_the_config():
     """A blur finds a structure in labels noised to T/2: so could a network that never looks at the image."""
-    config = json.loads((Path(bundle_root()) / "configs" / "train.json").read_text(encoding="utf-8"))
-    steps, found = config["noise_steps"], {}
+    options = config()
+    steps, found = options["noise_steps"], {}
     place = torch.stack(torch.meshgrid(*[torch.arange(32.0) - 16] * 3, indexing="ij"))
     structure = (place / torch.tensor([9.0, 6, 6]).view(3, 1, 1, 1)).square().sum(0) < 1
     torch.manual_seed(0)
-    for start in (0.5, config["times"][0], config["pseudo_times"][0]):
+    for start in (0.5, options["times"][0], options["pseudo_times"][0]):
         time = torch.full((8,), round(start * steps))
-        noised = Diffusion(2, steps, config["noise_schedule"]).noised(structure.long().expand(8, -1, -1, -1), time)
+        noised = Diffusion(2, steps, options["noise_schedule"]).noised(structure.long().expand(8, -1, -1, -1), time)
         dices = []
         for image in noised[:, 1].numpy():
             blurred = torch.from_numpy(gaussian_filter(image, 2))
             chosen = blurred >= blurred.flatten().topk(int(structure.sum())).values[-1]
             dices.append((chosen & structure).sum() / structure.sum())
         found[start] = torch.stack(dices).mean().item()
-    assert found[0.5] > 0.8 and found[config["times"][0]] < 0.3 and found[config["pseudo_times"][0]] < 0.3
+    assert found[0.5] > 0.8 and found[options["times"][0]] < 0.3 and found[options["pseudo_times"][0]] < 0.3

@@ -163,6 +163,22 @@ def test_before_mixtures_both_learn_from_labelled_images_pasted_into_each_other(
     assert done.loss.item() == pytest.approx(sum(expected)) and torch.equal(done.labelled.labels, labels)
 
 
+@pytest.mark.parametrize(("mixer", "first"), [(None, 20), (Mixer(pretrain=0.3), 44)])
+def test_the_contrast_waits_for_a_fifth_of_the_steps_with_unlabelled_images(mixer, first):
+    """Mixtures begin at step 30 of the 100: projection and prototypes learn nothing before."""
+
+    class Propagation(nn.Module):
+        def forward(self, labelled, **others):
+            return torch.tensor(2.0), torch.tensor(3.0), {}
+
+    base = CrossSupervision("head", PlainPeer(make_network(2)), propagation=Propagation(), ramp=0.0, mixer=mixer)
+    drawn_box()
+    for step, expected in ((first - 1, 3.0), (first, 3.0 + 0.1 * 2.0)):
+        done = run(base, make_network(1), step=step)
+        others = sum(done.terms[name] for name in ("seg", "seg_peer", "pseudo", "pseudo_peer"))
+        assert (done.loss - others).item() == pytest.approx(expected, abs=1e-4)
+
+
 def test_on_mixtures_unlabelled_voxels_alone_are_contrasted():
     network, peer, seen = make_network(1), PlainPeer(make_network(2)), {}
     propagation = LabelPropagation(CLASSES, WIDTH, loss=LabelPropagationLoss(min_bank=1))

@@ -36,7 +36,8 @@ def places(folder, data):
 def train(folder, data, overlay=None, **overrides):
     configs = [str(CONFIGS / f"{name}.json") for name in ("train", overlay) if name]
     run(config_file=configs, **{**TINY, **places(folder, data), **overrides})
-    return [load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt")]
+    state, model = (load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt"))
+    return [{key: value for key, value in state.items() if key != "settings"}, model]  # tensors and numbers to compare
 
 
 def rows_of(folder):
@@ -68,6 +69,15 @@ def test_four_epochs_equal_two_and_two_bit_for_bit(trained, tmp_path, sample_dat
     assert other["objective"]["contrast.memory.count"].sum() == (12 - 1) * pixels
 
 
+def test_a_run_is_not_resumed_with_another_split(trained, tmp_path, sample_data):
+    shutil.copytree(trained[0] / "models", tmp_path / "models")
+    with pytest.raises(RuntimeError) as error:
+        train(tmp_path, sample_data, resume=True, target_domain="centre_a")
+    text = ('target_domain was "centre_d" and is now "centre_a"; source_domains was ["centre_a", "centre_b", '
+            '"centre_c"] and is now ["centre_b", "centre_c", "centre_d"]. Give')  # fmt: skip
+    assert text in str(root_cause(error.value))
+
+
 def test_a_run_leaves_a_model_a_report_and_a_log(trained, sample_data):
     folder, (checkpoint, model) = trained
     files = {file.name for file in (folder / "eval").iterdir()}
@@ -83,6 +93,15 @@ def test_a_run_leaves_a_model_a_report_and_a_log(trained, sample_data):
     assert len(rows) == 7 * 2 * 2 + 1 and {row["domain"] for row in rows} == {"centre_d"}
     assert float(rows[-1]["scatter"]) > 0 and float(rows[-1]["scatter_all"]) > 0
     assert all(float(row["prior_dice"]) > 0.3 for row in rows if row["structure"] == "disc")
+
+
+def test_two_processes_keep_the_same_weights_and_one_scores_them(tmp_path, sample_data, two_processes):
+    """Validation and the report at the end need the network without its wrapper."""
+    options = {**TINY, **places(tmp_path, sample_data), "max_epochs": 1, "val_interval": 1}
+    ranks = two_processes(CONFIGS, tmp_path, ("@network.module",), **options)
+    weights = [{name: value for name, value in rank[0].items() if "running" not in name} for rank in ranks]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)  # a CPU's batch norms have statistics of their own
+    assert set(load_checkpoint(tmp_path / "models" / "model.pt")) == set(ranks[0][0]) and rows_of(tmp_path)
 
 
 def test_evaluation_scores_the_saved_model_again(tmp_path, sample_data, trained):
@@ -103,8 +122,11 @@ def test_evaluation_leaves_out_the_domain_that_the_training_did(tmp_path, sample
     options = {**REPORT, **places(tmp_path, sample_data)}
     run(config_file=configs, **options)
     assert {row["domain"] for row in rows_of(tmp_path)} == {"centre_b"}
-    run(config_file=configs, **options, target_domain="centre_c")  # what is asked for goes before
-    assert {row["domain"] for row in rows_of(tmp_path)} == {"centre_c"}
+    summary = (tmp_path / "eval" / "summary.md").read_text()
+    assert "The model was trained on centre_b, which is scored here" in summary  # it was, when it left out centre_d
+    run(config_file=configs, **options, target_domain="centre_d")  # what is asked for goes before
+    assert {row["domain"] for row in rows_of(tmp_path)} == {"centre_d"}
+    assert "was trained on" not in (tmp_path / "eval" / "summary.md").read_text()
 
 
 def test_evaluation_as_published(tmp_path, sample_data, trained):
@@ -193,6 +215,12 @@ def test_rings_and_strays_stay_without_the_filter_of_components(tmp_path, sample
     logits[1, 1:7, 1:7], logits[1, 3:5, 3:5], logits[1, 8, 8] = 1.0, -1.0, 1.0  # a ring of the disc, and a stray
     found = parser.get_parsed_content("step")({"pred": logits})["pred"]
     assert int((found == 1).sum()) == 6 * 6 - 2 * 2 + 1 and not found[..., 3:5, 3:5].any()
+
+
+def test_inference_before_any_training_says_so(tmp_path, sample_data):
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=str(CONFIGS / "inference.json"), **places(tmp_path, sample_data))
+    assert "model.pt: no such checkpoint. Expected a file written by an earlier run" in str(root_cause(error.value))
 
 
 def test_inference_draws_what_it_found(tmp_path, sample_data, trained):

@@ -1,12 +1,16 @@
 """Which cases train, validate and test, and everything that read_datalist refuses."""
 
 import json
+from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 from common.data import DataError
+from common.engine import root_cause
 from sgcg_dg.data import read_datalist
 
+CONFIGS = Path(__file__).resolve().parents[3] / "bundles" / "sgcg_dg" / "configs"
 REGIONS = {"cup": [2], "disc": [1, 2]}
 
 
@@ -176,6 +180,38 @@ def test_grey_photographs(tmp_path, write_photos):
     with pytest.raises(DataError, match="(?s)^6 problems.*expected a colour image .3 channels., found a grey image"):
         read(folder)
     assert names(read(folder, channels=1)["training"]) == ["a_1", "a_2", "b_1", "b_2"]
+
+
+def test_scans_and_photographs_have_configs_of_their_own(tmp_path, write_photos):
+    """Told before the channels, which would hint at another option."""
+    counts = {"a": 2, "b": 2, "c": 2}
+    photos, scans = {"channels": 3}, {"channels": 1, "size": (9, 8, 3)}
+    data = [write_photos(tmp_path / str(i), counts, **options) for i, options in enumerate((photos, scans))]
+    for number, overlays, todo in ((1, [], "for scans put volume.json over train.json"),
+                                   (0, ["volume.json"], "leave volume.json out for photographs")):  # fmt: skip
+        parser = ConfigParser(ConfigParser.load_config_files([CONFIGS / name for name in ("train.json", *overlays)]))
+        parser["dataset_dir"] = str(data[number])
+        with pytest.raises(RuntimeError) as error:
+            parser.get_parsed_content("datalist")
+        assert "6 images, such as " in (text := str(root_cause(error.value))) and text.endswith(todo)
+        parser["dataset_dir"] = str(data[1 - number])
+        parser.parse(True)
+        assert len(parser.get_parsed_content("datalist")["training"]) == 4
+
+
+def test_one_hospital_alone(folder, tmp_path):
+    def only(index):
+        for split in ("training", "validation"):
+            index[split] = [item for item in index[split] if item["domain"] == "a"]
+
+    changed = change(folder, tmp_path, only)
+    text = "expected one to train on besides the target a, found none; add scans of another hospital, or set "
+    with pytest.raises(DataError, match=f"{text}target_domain to none, which leaves none out$"):
+        read(changed, single_source=True)
+    text = "expected two or more to train on, found a; add scans of another hospital, or set "
+    with pytest.raises(DataError, match=f"{text}single_source to train on one$"):
+        read(changed, target_domain="none")
+    assert read(changed, single_source=True, target_domain="none")["domains"] == ["a"]
 
 
 def test_masks_that_lack_a_region(tmp_path, write_photos):

@@ -69,7 +69,7 @@ def make_case(name, truth, predicted, domain="d", **changes):
     """As :class:`common.data.whole_cases.CaseDataset` gives it."""
     native = torch.rand(3, *truth.shape) * 255
     return {"image": image_of(predicted), "label": truth, "native": native, "affine": None, "spacing": [1.0, 1.0],
-            "unit": "px", "case": name, "domain": domain} | changes  # fmt: skip
+            "unit": "px", "case": name, "scan": name, "domain": domain} | changes  # fmt: skip
 
 
 CUP, DISC = ((4, 8), (5, 10)), ((2, 10), (3, 13))
@@ -270,10 +270,11 @@ def test_pictures_of_the_first_cases_replace_older_ones(cases, tmp_path, monkeyp
     monkeypatch.setattr(overlay, "save_overlay", lambda *args: (drawn.append(args), save(*args)))
     monkeypatch.setattr(module, "save_tsne", lambda *args: maps.append(args))  # tested with the features
     network = Painted()
-    evaluator = make_evaluator([cases[3], *cases[:3]], network)
+    other = make_case("extra one", cases[0]["label"], cases[0]["label"], scan="its other eye")
+    evaluator = make_evaluator([cases[3], other, *cases[:3]], network)
     report(tmp_path, evaluator, pictures=2)
     names = sorted(file.name for file in (tmp_path / "eval").glob("*.png"))
-    assert names == ["overlay_extra_one.png", "overlay_found.png"]
+    assert names == ["overlay_extra_one.png", "overlay_its_other_eye.png"]
     assert maps[0][0].name == "features.png" and list(maps[0][1]) == ["a", "b", "d (target)"] and maps[0][2] == LABELS
     assert all(file.stat().st_size > 5000 for file in (tmp_path / "eval").glob("*.png"))
     _, image, truth, prediction, labels, affine, title, scores = drawn[0]

@@ -59,7 +59,8 @@ def test_the_students_unlabelled_voxels_and_their_information(bundle, tmp_path, 
 def test_two_processes_keep_the_same_network_and_memories(bundle, tmp_path, two_processes):
     """Each sees images of its own; with a batch of 2 an epoch adds so many features a process."""
     options = {"pretrain": 0.0, "max_epochs": 1, "val_interval": 1, "batch_size": 2}
-    ranks = two_processes(bundle, tmp_path, ("@network.module", "@teacher", "@loss.augmentation"), **options)
+    parts = ("@network.module", "@teacher", "@loss.augmentation")
+    ranks = two_processes(bundle.configs, tmp_path, parts, **bundle.options(tmp_path, **options))
     torch.testing.assert_close(*ranks, rtol=0, atol=0)
     assert ranks[0][2]["teacher.count"].sum() > 256 and not ranks[0][2]["teacher.new_count"].any()
     checkpoint, _ = bundle.train(tmp_path, resume=True, **options | {"max_epochs": 2})
@@ -108,8 +109,8 @@ def test_photographs_are_no_volumes(bundle, tmp_path):
     with pytest.raises(RuntimeError) as error:
         bundle.train(tmp_path, data, overlay=["volume"], patch_size=[32, 32, 16])
     text = str(root_cause(error.value))
-    assert "6 photographs, such as" in text
-    assert "expected volumes; photographs are for bundles that train on slices" in text
+    assert "6 images, such as" in text
+    assert "expected scans (NIfTI); photographs are for bundles that train on slices" in text
 
 
 def test_volumes(bundle, tmp_path):
@@ -121,6 +122,9 @@ def test_volumes(bundle, tmp_path):
     rows = bundle.rows(tmp_path)
     assert len(rows) == 2 * 2 and all(float(row["truth_ml"]) > 0 for row in rows)
     image = read_dataset(bundle.data).training[0]["image"]
+    with pytest.raises(RuntimeError) as error:
+        bundle.infer(tmp_path, images=image)
+    assert "A model trained with volume.json needs volume_inference.json over" in str(root_cause(error.value))
     bundle.infer(tmp_path, overlay=["volume_inference"], images=image)
     found, shown = nib.load(tmp_path / "eval" / "training_1_seg.nii.gz"), nib.load(image)
     assert found.shape == shown.shape and set(np.unique(found.dataobj)) <= {0, 1, 2}

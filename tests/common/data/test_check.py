@@ -71,7 +71,7 @@ def test_three_bad_cases_in_one_error(tmp_path):
              write(tmp_path, "p3", label=unknown)]
     text = error_of(*cases)
     todo = ("repair the image: numpy.nan_to_num gives each a value", "resample it onto the image's grid",
-            "correct the label or `labels` in dataset.json")
+            "correct or renumber the label, or correct `labels` in dataset.json")
     assert text.splitlines() == [
         "3 problems in 4 cases:",
         f"  p1, {cases[1]['image']}: expected finite voxels, found 2 of 120 that are NaN or Inf; {todo[0]}",

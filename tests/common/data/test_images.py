@@ -66,3 +66,12 @@ def test_nothing_to_segment_and_all_damaged_files_are_named(tmp_path):
     nib.save(nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2), np.eye(4)), tmp_path / "fine.nii.gz")
     with pytest.raises(DataError, match=r"(?s)2 problems.*broken.*missing"):
         list_images("unused", [str(tmp_path / name) for name in ("broken.nii.gz", "fine.nii.gz", "missing.nii.gz")])
+
+
+def test_a_missing_image_is_told_where_it_was_asked_for(folder):
+    asked = str(folder / "images" / "nowhere.nii.gz")
+    with pytest.raises(DataError, match="found no such file; correct the path in `images`, or copy it there"):
+        list_images("unused", asked)
+    (folder / "images" / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match="found no such file; correct the path in dataset.json, or copy it there"):
+        list_images(str(folder))

@@ -109,11 +109,12 @@ def test_what_cannot_be_an_image_or_a_label(tmp_path):
 
 def test_images_that_monai_would_read_otherwise(tmp_path):
     full = np.full((6, 5, 1), 255, np.uint8)
-    assert unlike_voxels(save(tmp_path / "a.png", GREY)) is unlike_voxels(save(tmp_path / "b.jpg", COLOUR)) is None
-    assert unlike_voxels(save(tmp_path / "c.png", GREY > 100)) is None
+    for name, pixels in (("a.png", GREY), ("b.jpg", COLOUR), ("c.png", GREY > 100)):
+        file = save(tmp_path / name, pixels)
+        assert unlike_voxels(file, "image") is unlike_voxels(file, "label") is None
     for pixels, mode in ((COLOUR, "RGBA"), (GREY[..., None], "LA")):
         file = save(tmp_path / f"{mode}.png", np.concatenate([pixels, full], -1))
-        assert unlike_voxels(file)[1] == f"pixels of mode {mode}"
+        assert unlike_voxels(file, "image")[1] == f"pixels of mode {mode}"
     wide = save(tmp_path / "d.png", GREY.astype(np.uint16) * 250)
     with pytest.raises(DataError, match="expected a photograph of 8 bits, values 0 to 255, found 16 bits; scale"):
         check_cases([{"case": "d", "image": str(wide)}], {})

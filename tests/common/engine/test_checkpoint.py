@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.engine import load_checkpoint, save_atomic
+from common.engine.checkpoint import write_atomic
 
 
 def test_what_is_saved_is_read_back(tmp_path):
@@ -56,7 +57,20 @@ def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_write_works(tmp_pa
     assert len(list(tmp_path.iterdir())) == 2  # the unfinished one is there, under another name
     assert load_checkpoint(path) == {"epoch": 1}
     save_atomic({"epoch": 3}, path)
-    assert load_checkpoint(path) == {"epoch": 3} and len(list(tmp_path.iterdir())) == 1
+    assert load_checkpoint(path) == {"epoch": 3}
+
+
+def test_two_runs_that_write_one_file_at_a_time_leave_a_whole_one(tmp_path):
+    path = tmp_path / "state.pt"
+
+    def slowly(file):
+        file.write(b"first, ")
+        write_atomic(path, lambda other: other.write(b"second"))
+        assert path.read_bytes() == b"second"
+        file.write(b"whole")
+
+    write_atomic(path, slowly)
+    assert path.read_bytes() == b"first, whole" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("value", [np.float64(0.5), MetaTensor(torch.zeros(1)), np.zeros(2), object()])

@@ -37,8 +37,9 @@ def test_equal_too_when_an_epoch_is_not_one_pass(build, tmp_path, epoch_length):
     torch.testing.assert_close(parts(second), parts(whole), rtol=0, atol=0)
 
 
-def test_without_resume_a_run_starts_anew_and_replaces_the_file_after_its_first_epoch(build, tmp_path):
+def test_without_resume_a_run_starts_anew_and_replaces_the_file_after_its_first_epoch(build, tmp_path, caplog):
     build(tmp_path, max_epochs=2).trainer.run()
+    assert "earlier run" not in caplog.text
     before = (tmp_path / "checkpoint.pt").read_bytes()
     seen = []
     again = build(tmp_path, max_epochs=1)
@@ -49,6 +50,10 @@ def test_without_resume_a_run_starts_anew_and_replaces_the_file_after_its_first_
 
     again.trainer.run()
     assert seen == [(1, True)] * 4 and load_checkpoint(again.checkpoint)["epoch"] == 1
+    assert f"{again.checkpoint}: left by an earlier run" in caplog.text and "`--resume True`" in caplog.text
+    caplog.clear()
+    build(tmp_path, max_epochs=2, resume=True).trainer.run()
+    assert "earlier run" not in caplog.text
 
 
 def test_a_worse_epoch_after_resume_does_not_replace_the_best_model(build, tmp_path):
@@ -88,6 +93,24 @@ def test_other_objects_other_shapes_and_other_files_are_refused(build, tmp_path)
     save_atomic(network.state_dict(), path)
     with pytest.raises(ValueError, match="full state of a run .* found something else"):
         build(tmp_path, resume=True).trainer.run()
+
+
+def test_other_settings_are_refused(build, tmp_path):
+    def run(resume=True, **settings):
+        network = torch.nn.Linear(1, 1)
+        handler = FullStateCheckpoint(tmp_path / "own.pt", {"network": network}, resume, settings=settings)
+        build(tmp_path, max_epochs=1, extra=[handler]).trainer.run()
+
+    run(resume=False, fold=0, size=(8, 8), base=None, old=1)
+    run(size=[8, 8], fold=0, base=None, new=2)
+    with pytest.raises(ValueError) as error:
+        run(fold=1, size=[8, 8], base="uamt")
+    assert str(error.value).startswith(f"{tmp_path / 'own.pt'}: expected the settings of the run that is resumed")
+    assert 'found others: fold was 0 and is now 1; base was null and is now "uamt". Give them' in str(error.value)
+    state = load_checkpoint(tmp_path / "own.pt")
+    assert state.pop("settings") == {"fold": 0, "size": [8, 8], "base": None, "old": 1}
+    save_atomic(state, tmp_path / "own.pt")  # as before there were any
+    run(fold=1)
 
 
 def test_objects_without_state_are_refused(tmp_path):

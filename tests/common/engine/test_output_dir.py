@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from common.engine import output_dir
+from common.engine import ProgressBarHandler, output_dir
 from common.engine.output_dir import check_output_dir
 
 
@@ -32,8 +32,9 @@ def test_read_only_file_system(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(output_dir, "NamedTemporaryFile", refuse)
-    with pytest.raises(OSError, match="found Read-only file system; choose another output_dir"):
-        check_output_dir(tmp_path)
+    for option in ("output_dir", "ckpt_dir"):
+        with pytest.raises(OSError, match=f"found Read-only file system; choose another {option}, or make"):
+            ProgressBarHandler(None, **{option: tmp_path})
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")

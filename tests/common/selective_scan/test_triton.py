@@ -46,12 +46,13 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from common.selective_scan import triton_kernels
-numbers = {"SOFTPLUS": True, "REVERSE": True, "TOKENS": 16, "STATES": 4, "CHANNELS": 2}
+from common.selective_scan import triton_backend, triton_kernels
+tile = {"TOKENS": triton_backend.TOKENS, "STATES": 16, "CHANNELS": triton_backend.CHANNELS}  # of a launch
+plain, flipped = ({"SOFTPLUS": flag, "REVERSE": flag, **tile} for flag in (False, True))
 # as a launch specialises: a size of 1 and an input that is not given are constants of the compiled code
 ones = dict.fromkeys(["channels", "groups", "states", "length", "chunks"], 1)
 missing = dict.fromkeys(["skip", "z", "bias", "z_grad", "skip_parts", "bias_parts"])
-for constants in (numbers, {**numbers, **ones, **missing}):
+for constants in (plain, {**flipped, **ones, **missing}):
     for name in triton_kernels.__all__:
         kernel = getattr(triton_kernels, name)
         types = {a: "constexpr" if a in constants else "i32" if a in ones else "*fp32" for a in kernel.arg_names}

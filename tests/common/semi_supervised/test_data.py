@@ -169,8 +169,33 @@ def test_the_data_check_runs(folder, tmp_path):
 
     with pytest.raises(DataError, match="(?s)^2 problems.*nowhere.*the same voxels in p1"):
         read_semi_supervised(change(folder, tmp_path, edit))
-    with pytest.raises(DataError, match="expected 4 axes, the last of 3 channels"):
+    with pytest.raises(DataError, match="(?s)expected 4 axes, the last of 3 channels.*in one file, or set in_channels"):
         read_semi_supervised(folder, channels=3)
+
+
+@pytest.mark.parametrize(("labels", "found"), [
+    ({"0": "background", "255": "x"}, r"1 to 1 without gaps, .*, found \[255\]; renumber them"),
+    ({"4": "x", "1": "y", "2": "z"}, r"1 to 3 without gaps, .*, found \[1, 2, 4\]; renumber them"),
+])  # fmt: skip
+def test_labels_with_gaps_are_refused(folder, tmp_path, labels, found):
+    with pytest.raises(DataError, match=f"dataset.json: expected `labels` numbered {found}"):
+        read_semi_supervised(change(folder, tmp_path, lambda index: index.update(labels=labels)))
+
+
+def test_images_of_which_zoom_leaves_nothing_are_named_together(tmp_path):
+    """Along the axes that the preprocessing meets: volumes are turned to RAS before, slices are not."""
+    folder, flat = write(tmp_path / "set"), ["image_p1_ed", "image_u2_es"]
+    for name in flat:  # one slice, along the first axis of the file and the last of RAS
+        turned = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+        for file in {name, name.replace("image_p", "label_p")}:
+            label = np.ones((1, 8, 7), np.uint8) if file[0] == "l" else np.arange(56.0).reshape(1, 8, 7) + len(file)
+            nib.save(nib.Nifti1Image(label + 9 * (file == flat[1]), turned), folder / f"{file}.nii.gz")
+    with pytest.raises(DataError, match="(?s)^2 problems.*image_p1_ed.*image_u2_es") as error:
+        read_semi_supervised(folder, zoom=0.5)
+    assert "zoomed by 0.5, found [8, 7, 1] zoomed to [4, 3, 0]; give zoom a number for each axis" in str(error.value)
+    assert read_semi_supervised(folder, zoom=[0.5, 0.5, 1.0])["training"]
+    with pytest.raises(DataError, match=r"(?s)^2 problems.*found \[1, 8, 7\] zoomed to \[0, 4, 7\]"):
+        read_semi_supervised(folder, zoom=[0.5, 0.5, 1.0], spatial_dims=2, patch_size=(8, 8))
 
 
 def test_of_the_test_cases_those_with_a_label(tmp_path):

@@ -197,9 +197,9 @@ def test_the_rows_of_a_case(cases, tmp_path):
     ("test", "selection", "expected", "optimistic"),
     [
         (True, "last", "that of the last iteration (selection: last).", False),
-        (True, "validation", "the best on `validation` (selection: validation).", False),
+        (True, "validation", "the best on the validation cases (selection: validation).", False),
         (False, "last", "that of the last iteration (selection: last).", False),
-        (False, "validation", "the best on `validation` (selection: validation).", True),
+        (False, "validation", "the best on the validation cases (selection: validation).", True),
         (False, None, "from elsewhere, how it was chosen is not known.", False),
     ],
 )  # fmt: skip

@@ -86,7 +86,8 @@ def bundles(tmp_path, monkeypatch):
     (home / "toy_bundle" / "__init__.py").write_text(PACKAGE)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path / "bundles"
-    sys.modules.pop("toy_bundle", None)
+    for name in ("toy_bundle", "toy_bundle.data"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

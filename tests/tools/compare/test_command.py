@@ -194,6 +194,14 @@ def test_bad_data_is_reported_once_and_nothing_runs(command, data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_all_folds_that_the_training_makes_are_run(command, bundles, data, tmp_path):
+    content = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**content, "folds": []}))
+    (bundles / "toy_bundle" / "toy_bundle" / "data.py").write_text("FOLDS = 2")
+    command(variants="theirs", axes={"seeds": 0, "labels": 1})
+    assert list(calls(tmp_path / "out")) == [f"seed_0_fold_{fold}_novel_labels_1/theirs" for fold in (0, 1)]
+
+
 def test_no_label_is_opened_that_the_runs_do_without(command, data, tmp_path):
     (data / "label_2.nii.gz").write_bytes(b"damaged")
     command(overrides={"labelled": 2})
