@@ -56,7 +56,7 @@ def test_default_network_is_the_same_in_training_and_inference(name):
     (settings,) = (handler["settings"] for handler in savers)
     # of the data, for evaluation alone
     others = {"fold", "support", "support_shots", "novel_labels", "target_domain", "source_domains", "single_source",
-              "allow_missing", "inference_network"}  # fmt: skip
+              "allow_missing", "trained_domains", "inference_network"}  # fmt: skip
     assert settings.keys() - others == trained.keys()
     numbers = {key for key, value in inference.items() if isinstance(value, (int, float, str, list)) or key in trained}
     numbers &= train.keys()
