@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ["apscl_fewshot", "sgcg_dg", "transmedseg_ssl", "diffcl_ssl"]
 SMALL = {
     "apscl_fewshot": {"image_size": [32, 32], "min_fg": 4},
-    "sgcg_dg": {"in_channels": 1, "image_size": [32, 32]},
+    "sgcg_dg": {"image_size": [32, 32]},
     "transmedseg_ssl": {"labelled": 3, "patch_size": [32, 32]},
     "diffcl_ssl": {"labelled": 3, "patch_size": [16, 16, 16]},
 }
@@ -63,39 +63,43 @@ def scans(tmp_path_factory):
                          validation=map(scan, range(6, 9)))  # fmt: skip
 
 
+def configs_of(bundle):
+    """Of a training on scans."""
+    names = ["train", "volume"] if bundle == "sgcg_dg" else ["train"]
+    return [str(ROOT / "bundles" / bundle / "configs" / f"{name}.json") for name in names]
+
+
 @pytest.mark.parametrize(("bundle", "overrides", "bad", "text"), [
     ("apscl_fewshot", {}, {"novel_labels": [9]}, "novel_labels: expected some of"),
     ("apscl_fewshot", {}, {"novel_labels": "kidney"}, "novel_labels: expected some of .*found kidney"),
-    ("sgcg_dg", {"in_channels": 1, "regions": {"a": [1]}}, {"regions": {"a": [9]}}, "region a: expected label ids"),
-    ("sgcg_dg", {"in_channels": 1, "regions": {"a": [1]}}, {"regions": "disc"}, "regions: expected a name and"),
+    ("sgcg_dg", {"regions": {"a": [1]}}, {"regions": {"a": [9]}}, "region a: expected label ids"),
+    ("sgcg_dg", {"regions": {"a": [1]}}, {"regions": "disc"}, "regions: expected a name and"),
     ("transmedseg_ssl", {"labelled": 3}, {"labelled": None}, "expected unlabelled cases, found none"),
     ("transmedseg_ssl", {"labelled": 3}, {"labelled": "two"}, "labelled: expected 1 to 6.*found two"),
     ("diffcl_ssl", {"labelled": 3}, {"patch_size": [16, 16]}, "patch_size: expected 3 lengths"),
 ])  # fmt: skip
 def test_the_data_check_is_that_of_the_bundle(scans, capsys, bundle, overrides, bad, text):
     """Each has demands of its own: known novel labels, known regions, unlabelled images, patches of three lengths."""
-    check(bundle, str(scans), overrides=overrides)
+    check(bundle, str(scans), configs_of(bundle), overrides)
     summary = capsys.readouterr().out
     assert "boxes: no problem found" in summary and "  label 3     c: in " in summary
     with pytest.raises(SystemExit, match=text):
-        check(bundle, str(scans), overrides={**overrides, **bad})
+        check(bundle, str(scans), configs_of(bundle), {**overrides, **bad})
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_sample_data_are_not_mixed_with_other_peoples_scans(scans, bundle):
     """MONAI Label replaces the labelled images alone; a model of other classes would come out of it."""
-    names = ["train", "volume"] if bundle == "sgcg_dg" else ["train"]
-    configs = [ROOT / "bundles" / bundle / "configs" / f"{name}.json" for name in names]
     items = [{key: item[key] for key in ("image", "label")} for item in read_dataset(scans).training]
     options = {"dataset_dir": str(scans), "train::dataset::data": items, **SMALL[bundle]}
 
     def dataset(**more):
         parser = ConfigParser()
-        parser.read_config(configs)
+        parser.read_config(configs_of(bundle))
         parser.update({**options, **more})
         return parser.get_parsed_content("train::dataset")
 
-    check(bundle, str(scans), overrides=SMALL[bundle])  # puts the bundle's folder on the path
+    check(bundle, str(scans), configs_of(bundle), SMALL[bundle])  # puts the bundle's folder on the path
     assert len(dataset()) > 0
     with pytest.raises(RuntimeError) as error:
         dataset(bundle_root=str(scans.parent))
