@@ -64,7 +64,7 @@ def load_checkpoint(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such checkpoint. Expected a file written by an earlier run; pass the folder of that run "
-            "(ckpt_dir), or start afresh with resume set to False."
+            "(ckpt_dir), or train first (without resume)."
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
