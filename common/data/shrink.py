@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.transforms import Resized, Zoomd
+from monai.utils import ensure_tuple_rep
 
 LINEAR = {2: "bilinear", 3: "trilinear"}  # by the number of axes
 
@@ -34,11 +35,19 @@ class ZoomByAread(Zoomd):
 
     Args:
         keys: images ``(C, *spatial)`` with their meta data.
-        zoom: new size over old, for all axes or each; above 1 enlarges.
+        zoom: new size over old, for all axes or each; above 1 enlarges. An axis of which nothing would be left, such as
+            that of a single slice, stays as it is.
     """
 
     def __init__(self, keys: Any, zoom: float | Sequence[float], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, zoom, mode="area", keep_size=False, allow_missing_keys=allow_missing_keys)
+        self.zoom = zoom
+
+    def __call__(self, data: Mapping[Any, Any], lazy: bool | None = None) -> dict[Any, Any]:
+        size = data[self.first_key(data)].shape[1:]
+        factors = zip(size, ensure_tuple_rep(self.zoom, len(size)), strict=True)
+        self.zoomer.zoom = [factor if length * factor >= 1 else 1.0 for length, factor in factors]
+        return super().__call__(data, lazy)
 
     def inverse(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         return super().inverse(_linear_back(self.key_iterator(data), data))

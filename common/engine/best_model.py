@@ -23,8 +23,8 @@ SELECTIONS = {
     "validation": "the best on the validation cases (selection: validation)",
     None: "from elsewhere, how it was chosen is not known",
 }
-OPTIMISTIC = ("The checkpoint was chosen by the cases scored here: these figures are optimistic. `--selection last` in "
-              "the training gives honest ones.")  # fmt: skip
+OPTIMISTIC = ("The checkpoint was chosen by the validation cases of its training: figures of those are optimistic. "
+              "`--selection last` in the training gives honest ones.")  # fmt: skip
 
 
 class BestModelSaver:

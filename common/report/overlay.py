@@ -66,17 +66,18 @@ def save_overlay(
 
 
 def save_case_overlay(
-    path: str | Path,
+    folder: str | Path,
     case: Mapping[str, Any],
     prediction: np.ndarray,
     labels: Mapping[int, str],
-    title: str = "",
     dice: Mapping[str, float] | None = None,
 ) -> None:
-    """The overlay of a whole case, as :class:`common.data.whole_cases.CaseDataset` gives it; else as above.
+    """``overlay_<scan>.png`` of a whole case, as :class:`common.data.whole_cases.CaseDataset` gives it; else as above.
 
     MONAI reads photographs with x first: they are turned.
     """
+    name, scan = case["case"], case["scan"]
+    path, title = Path(folder) / f"overlay_{scan}.png".replace(" ", "_"), name if name == scan else f"{name}, {scan}"
     image, truth = case["native"].numpy(), case["label"].numpy()
     if truth.ndim == 2:
         image, truth, prediction = image.swapaxes(1, 2), truth.T, prediction.T

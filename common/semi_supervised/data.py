@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.utils.data
@@ -60,7 +58,7 @@ def read_semi_supervised(
     Raises:
         ValueError: ``patch_size`` or ``zoom`` does not fit.
         DataError: the ids of the labels have gaps; ``labelled`` does not fit; there is no unlabelled case; photographs
-            among volumes; with every problem of the files; images of which ``zoom`` leaves nothing.
+            among volumes; with every problem of the files.
     """
     dataset = read_dataset(dataset_dir)
     file = dataset.directory / "dataset.json"
@@ -76,7 +74,6 @@ def read_semi_supervised(
         refuse_other_kind(dataset.images, False, "photographs are for bundles that train on slices (spatial_dims 2)")
     facts = check_dataset(dataset, channels=channels, channels_option="in_channels")
     _check_sizes(spatial_dims, patch_size, zoom, dataset.images)
-    _refuse_zoomed_away([fact for split in facts.values() for fact in split], zoom, spatial_dims, str(file))
     _warn_of_rare_classes(dataset, facts["training"])
     return {
         "training": dataset.training,
@@ -114,33 +111,6 @@ def _check_sizes(
         problems.append(f"zoom: expected a number above 0{several}, found {zoom}")
     if problems:
         raise ValueError("; ".join(problems))
-
-
-def _refuse_zoomed_away(
-    facts: Sequence[CaseFacts], zoom: float | Sequence[float], spatial_dims: int, where: str
-) -> None:
-    """Raises DataError: images of which nothing is left along an axis, one line each."""
-    problems = []
-    for fact in facts:
-        shape = list(_shape_when_zoomed(fact, spatial_dims))
-        factors = zoom if isinstance(zoom, Sequence) else [zoom] * len(shape)
-        size = [math.floor(length * factor) for length, factor in zip(shape, factors, strict=True)]
-        if min(size) < 1:
-            problems.append(f"{fact.case}, {fact.image}: expected 1 or more along each axis once zoomed by {zoom}, "
-                            f"found {shape} zoomed to {size}; give zoom a number for each axis, 1 for the short one, "
-                            "or leave the case out")  # fmt: skip
-    if problems:
-        raise DataError.of(problems, where)
-
-
-def _shape_when_zoomed(fact: CaseFacts, spatial_dims: int) -> tuple[int, ...]:
-    """The axes in the order in which the preprocessing of a training meets them."""
-    if is_photograph(fact.image):
-        return fact.shape[1::-1]  # MONAI reads columns first
-    if spatial_dims == 2:
-        return fact.shape
-    places = nib.io_orientation(fact.affine)[:, 0]  # volumes are turned to RAS before
-    return tuple(fact.shape[axis] for axis in np.argsort(places))
 
 
 def keep_labels(dataset: Dataset, labelled: int) -> Dataset:

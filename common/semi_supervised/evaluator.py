@@ -135,14 +135,12 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def _score(self, case: Mapping[str, Any], folder: Path | None) -> list[dict[str, Any]]:
         """The rows of a case; its picture goes into the folder, if any."""
-        name, scan, label_map = case["case"], case["scan"], self.segment(case).numpy()
-        rows = case_rows(name, label_map, case["label"].numpy(), self.labels, case["spacing"], case["unit"],
-                         distances=self.distances, scan=scan)  # fmt: skip
+        label_map = self.segment(case).numpy()
+        rows = case_rows(case["case"], label_map, case["label"].numpy(), self.labels, case["spacing"], case["unit"],
+                         distances=self.distances, scan=case["scan"])  # fmt: skip
         if folder is not None:
-            title = name if name == scan else f"{name}, {scan}"
             dice = {row["structure"]: row["dice"] for row in rows}
-            file = folder / f"overlay_{scan}.png".replace(" ", "_")
-            save_case_overlay(file, case, label_map, self.labels, title, dice)
+            save_case_overlay(folder, case, label_map, self.labels, dice)
         return rows
 
     def _statements(self, rows: Sequence[Mapping[str, Any]], split: str, record: Mapping[str, Any]) -> list[str]:

@@ -200,6 +200,4 @@ def draw_case(
 ) -> None:
     dice = {row["structure"]: row["dice"] for row in rows}
     prediction = regions.label_map(torch.from_numpy(masks)).numpy()
-    file = folder / f"overlay_{case['scan']}.png".replace(" ", "_")
-    title = case["case"] if case["case"] == case["scan"] else f"{case['case']}, {case['scan']}"
-    save_case_overlay(file, case, prediction, labels, title, dice)
+    save_case_overlay(folder, case, prediction, labels, dice)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
-from common.data import ShrinkByAread
+from common.data import ShrinkByAread, ZoomByAread
 from common.data.shrink import enlarge
 
 
@@ -24,6 +24,15 @@ def test_there_by_area_and_back_linearly(shape, size, mode):
     expected = F.interpolate(logits.as_tensor()[None], shape, mode=mode, align_corners=False)[0]
     torch.testing.assert_close(back.as_tensor(), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(enlarge(logits.as_tensor(), shape), expected)
+
+
+def test_zoom_leaves_an_axis_of_which_nothing_would_be_left_as_it_is():
+    """And only there: one transform serves scans of one slice and of many."""
+    zoom = ZoomByAread("image", 0.5)
+    for size, zoomed in (((8, 6, 1), (4, 3, 1)), ((8, 6, 4), (4, 3, 2)), ((1, 6, 4), (1, 3, 2))):
+        found = zoom({"image": MetaTensor(torch.rand(1, *size))})
+        assert found["image"].shape == (1, *zoomed)
+        assert zoom.inverse(found)["image"].shape == (1, *size)
 
 
 def test_enlarging_keeps_what_lies_where():

@@ -164,10 +164,12 @@ def test_a_whole_case(tmp_path, monkeypatch, shape):
     label[1:4, 2:6] = 1
     found = label.numpy().copy()
     found[1] = 0
-    case = {"native": native, "label": label, "affine": None if len(shape) == 3 else np.diag([1.0, 1.0, 3.0, 1.0])}
-    save_case_overlay(tmp_path / "case.png", case, found, {1: "box"}, "case 7", {"box": 0.8})
+    case = {"native": native, "label": label, "affine": None if len(shape) == 3 else np.diag([1.0, 1.0, 3.0, 1.0]),
+            "case": "case 7", "scan": "7 early"}  # fmt: skip
+    save_case_overlay(tmp_path, case, found, {1: "box"}, {"box": 0.8})
     [(path, image, truth, prediction, labels, affine, title, dice)] = calls
-    assert path.stat().st_size > 5000 and (title, dice, labels) == ("case 7", {"box": 0.8}, {1: "box"})
+    assert (path.name, title, dice, labels) == ("overlay_7_early.png", "case 7, 7 early", {"box": 0.8}, {1: "box"})
+    assert path.stat().st_size > 5000
     turned = (lambda array: array.swapaxes(-1, -2)) if len(shape) == 3 else (lambda array: array)
     assert np.array_equal(image, turned(native.numpy()))
     assert np.array_equal(truth, turned(label.numpy())) and np.array_equal(prediction, turned(found))

@@ -182,22 +182,6 @@ def test_labels_with_gaps_are_refused(folder, tmp_path, labels, found):
         read_semi_supervised(change(folder, tmp_path, lambda index: index.update(labels=labels)))
 
 
-def test_images_of_which_zoom_leaves_nothing_are_named_together(tmp_path):
-    """Along the axes that the preprocessing meets: volumes are turned to RAS before, slices are not."""
-    folder, flat = write(tmp_path / "set"), ["image_p1_ed", "image_u2_es"]
-    for name in flat:  # one slice, along the first axis of the file and the last of RAS
-        turned = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-        for file in {name, name.replace("image_p", "label_p")}:
-            label = np.ones((1, 8, 7), np.uint8) if file[0] == "l" else np.arange(56.0).reshape(1, 8, 7) + len(file)
-            nib.save(nib.Nifti1Image(label + 9 * (file == flat[1]), turned), folder / f"{file}.nii.gz")
-    with pytest.raises(DataError, match="(?s)^2 problems.*image_p1_ed.*image_u2_es") as error:
-        read_semi_supervised(folder, zoom=0.5)
-    assert "zoomed by 0.5, found [8, 7, 1] zoomed to [4, 3, 0]; give zoom a number for each axis" in str(error.value)
-    assert read_semi_supervised(folder, zoom=[0.5, 0.5, 1.0])["training"]
-    with pytest.raises(DataError, match=r"(?s)^2 problems.*found \[1, 8, 7\] zoomed to \[0, 4, 7\]"):
-        read_semi_supervised(folder, zoom=[0.5, 0.5, 1.0], spatial_dims=2, patch_size=(8, 8))
-
-
 def test_of_the_test_cases_those_with_a_label(tmp_path):
     folder = write(tmp_path / "set", test=("t1", "t2"))
     changed = change(folder, tmp_path, lambda index: [item.pop("label") for item in index["test"][:2]])
