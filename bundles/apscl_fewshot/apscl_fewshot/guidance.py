@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .heads import Code, class_prototypes, cosine_logits
+from .decoders import Code, class_prototypes, cosine_logits
 
 PROJECTIONS = ("separate", "shared", "none")
 NORMS = ("fro", "none", "mean", "softmax")
@@ -81,8 +81,8 @@ class MutualGuidance(nn.Module):
         return alpha
 
 
-class MutualGuidanceHead(nn.Module):
-    """MGD and the cosine head: 1x1 projections h, guidance of the query, prototypes of the support.
+class MutualGuidanceDecoder(nn.Module):
+    """MGD and the cosine decoder: 1x1 projections h, guidance of the query, prototypes of the support.
 
     Source: Huang et al., ACM MM 2024, Eq. 9-12. Departures: ``projection="shared"`` uses one h for both sides,
     ``none`` drops it. With the printed ``separate`` ones, h_q learns the training organs by itself, whatever the

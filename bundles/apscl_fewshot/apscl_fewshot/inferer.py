@@ -96,12 +96,12 @@ class SupportedNetwork(FewShotNetwork):
     def __init__(
         self,
         encoder: nn.Module,
-        head: nn.Module,
+        decoder: nn.Module,
         prior: nn.Module | None = None,
         position: nn.Module | None = None,
         support: Support | None = None,
     ) -> None:
-        super().__init__(encoder, head, prior, position)
+        super().__init__(encoder, decoder, prior, position)
         self.support = support
         if support is not None:
             self.refresh()

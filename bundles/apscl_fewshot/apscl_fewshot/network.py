@@ -1,4 +1,4 @@
-"""What is deployed: encoder, anatomical latent with feature enhancement (FEM), decoding head, position prior."""
+"""What is deployed: encoder, anatomical latent with feature enhancement (FEM), decoder, position prior."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .heads import Code
+from .decoders import Code
 from .latent import sample_latent
 from .position import body_frame
 
@@ -46,14 +46,14 @@ class AnatomicalPrior(nn.Module):
 
 
 class FewShotNetwork(nn.Module):
-    """Encoder and head, with APSCL's anatomical prior and spatial similarity where they are given.
+    """Encoder and decoder, with APSCL's anatomical prior and spatial similarity where they are given.
 
     What is deployed of the paper's figure 2; what only training needs (label branch, SIM) belongs to the objective.
-    Without ``prior`` it is the common body of the baselines (a PANet, ALPNet or ADNet head).
+    Without ``prior`` it is the common body of the baselines (a PANet, ALPNet or ADNet decoder).
 
     Args:
         encoder: image to features ``(B, A, h, w)``.
-        head: see :mod:`apscl_fewshot.heads`.
+        decoder: see :mod:`apscl_fewshot.decoders`.
         prior: :class:`AnatomicalPrior` or null.
         position: :class:`~apscl_fewshot.position.PositionPrior` or null; it acts in evaluation mode alone.
 
@@ -63,11 +63,11 @@ class FewShotNetwork(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, prior: nn.Module | None = None, position: nn.Module | None = None
+        self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module | None = None, position: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = head
+        self.decoder = decoder
         self.prior = prior
         self.position = position
 
@@ -83,14 +83,14 @@ class FewShotNetwork(nn.Module):
 
     def condition(self, features: torch.Tensor, frames: torch.Tensor, masks: torch.Tensor) -> Code:
         """What S embedded support images with masks ``(S, 1, H, W)`` teach of one class."""
-        code = self.head.condition(features, masks)
+        code = self.decoder.condition(features, masks)
         if self.position is not None:
             code["position"] = self.position.condition(masks, frames)
         return code
 
     def decode(self, features: torch.Tensor, frames: torch.Tensor, code: Code, size: list[int]) -> torch.Tensor:
         """Logits ``(Q, 2, *size)`` of Q embedded queries."""
-        logits = F.interpolate(self.head.decode(features, code), size=size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(self.decoder.decode(features, code), size=size, mode="bilinear", align_corners=False)
         if self.position is not None and not self.training:
             prior = self.position(code["position"], frames, size)
             logits = torch.stack([logits[:, 0], logits[:, 1] + prior], dim=1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from common.losses import gaussian_kl, spatial_similarity
 
-from .heads import shrink_mask
+from .decoders import shrink_mask
 from .latent import sample_latent
 
 ACTIVE_NATS = 0.01
@@ -146,9 +146,9 @@ class Objective(nn.Module):
         if self.align_weight > 0:
             terms["align"] = self._alignment(network, features, logits, batch)
             total = total + self.align_weight * terms["align"]
-        head = getattr(network, "module", network).head  # a distributed wrapper hides it
-        if hasattr(head, "regulariser"):
-            total = total + head.regulariser()
+        decoder = getattr(network, "module", network).decoder  # a distributed wrapper hides it
+        if hasattr(decoder, "regulariser"):
+            total = total + decoder.regulariser()
         return logits, {"loss": total, **terms}
 
     def _cross_entropy(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -204,8 +204,8 @@ class Objective(nn.Module):
         size = list(logits.shape[2:])
         losses = []
         for i in range(episodes):
-            code = network.head.condition(features[episodes * shots + i][None], predicted[i : i + 1])
-            support = network.head.decode(features[i * shots : (i + 1) * shots], code)
+            code = network.decoder.condition(features[episodes * shots + i][None], predicted[i : i + 1])
+            support = network.decoder.decode(features[i * shots : (i + 1) * shots], code)
             support = F.interpolate(support, size=size, mode="bilinear", align_corners=False)
             losses.append(self._cross_entropy(support, batch["support_mask"][i]))
         return torch.stack(losses).mean()

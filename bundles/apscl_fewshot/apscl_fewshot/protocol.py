@@ -13,7 +13,7 @@ from torch import nn
 from common.data import DataError
 
 from .data import part_of
-from .heads import Code
+from .decoders import Code
 
 Embedded = tuple[torch.Tensor, torch.Tensor]  # features and body frames of a stack of slices
 PROTOCOLS = {"parts3": 3, "ep2": 1, "no_oracle": 3}  # name: support slices per scan

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apscl_fewshot.guidance import MutualGuidance, MutualGuidanceHead
-from apscl_fewshot.heads import PANetHead
+from apscl_fewshot.decoders import PANetDecoder
+from apscl_fewshot.guidance import MutualGuidance, MutualGuidanceDecoder
 
 LITERAL = {"norm": "none", "center": False}
 
@@ -130,38 +130,39 @@ def episode():
     return torch.randn(2, 6, 4, 4), masks, torch.randn(3, 6, 4, 4)
 
 
-def segment(head, episode):
+def segment(decoder, episode):
     features, masks, queries = episode
-    return head.decode(queries, head.condition(features, masks))
+    return decoder.decode(queries, decoder.condition(features, masks))
 
 
 @pytest.mark.parametrize("projection", ["none", "shared"])
-def test_without_guidance_a_fresh_head_is_plain_prototypes(episode, projection):
+def test_without_guidance_a_fresh_decoder_is_plain_prototypes(episode, projection):
     """A shared projection starts at the identity."""
-    head = MutualGuidanceHead(None, 6, 6, projection)
-    torch.testing.assert_close(segment(head, episode), segment(PANetHead(), episode))
-    assert len(list(head.parameters())) == (2 if projection == "shared" else 0)
+    decoder = MutualGuidanceDecoder(None, 6, 6, projection)
+    torch.testing.assert_close(segment(decoder, episode), segment(PANetDecoder(), episode))
+    assert len(list(decoder.parameters())) == (2 if projection == "shared" else 0)
 
 
 def test_a_shared_projection_is_one_and_separate_ones_are_two(episode):
-    shared, separate = (MutualGuidanceHead(None, 6, 6, kind) for kind in ("shared", "separate"))
+    shared, separate = (MutualGuidanceDecoder(None, 6, 6, kind) for kind in ("shared", "separate"))
     assert shared.support_projection is shared.query_projection
     assert separate.support_projection is not separate.query_projection
-    torch.testing.assert_close(segment(separate, episode), segment(PANetHead(), episode))  # both start as the identity
+    # both start as the identity
+    torch.testing.assert_close(segment(separate, episode), segment(PANetDecoder(), episode))
     torch.nn.init.normal_(separate.query_projection.weight)
-    assert (segment(separate, episode) - segment(PANetHead(), episode)).abs().max() > 0.1
-    wide = MutualGuidanceHead(MutualGuidance(), 6, mgd_dim=10, projection="separate")
+    assert (segment(separate, episode) - segment(PANetDecoder(), episode)).abs().max() > 0.1
+    wide = MutualGuidanceDecoder(MutualGuidance(), 6, mgd_dim=10, projection="separate")
     assert wide.condition(*episode[:2])["prototypes"].shape == (2, 10) and segment(wide, episode).shape == (3, 2, 4, 4)
 
 
-def test_the_head_guides_the_query_by_the_mean_of_its_shots(episode):
+def test_the_decoder_guides_the_query_by_the_mean_of_its_shots(episode):
     features, masks, queries = episode
-    head = MutualGuidanceHead(MutualGuidance(), 6, 6, projection="none", cos_scale=10.0)
-    code = head.condition(features, masks)
+    decoder = MutualGuidanceDecoder(MutualGuidance(), 6, 6, projection="none", cos_scale=10.0)
+    code = decoder.condition(features, masks)
     guided = torch.stack([naive(query, features.mean(0)) for query in queries])
-    prototypes = PANetHead().condition(features, masks)["prototypes"]  # of the support as it is, not re-weighted
+    prototypes = PANetDecoder().condition(features, masks)["prototypes"]  # of the support as it is, not re-weighted
     expected = 10 * torch.stack([F.cosine_similarity(guided, p[None, :, None, None]) for p in prototypes], dim=1)
-    torch.testing.assert_close(head.decode(queries, code).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoder.decode(queries, code).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"norm": "l2"}, {"side": "both"}, {"aggregate": "mean"}])
@@ -169,4 +170,4 @@ def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="norm must be one of .* side left or right, aggregate sum or product; got"):
         MutualGuidance(**options)
     with pytest.raises(ValueError, match="projection must be one of .* got 'both'"):
-        MutualGuidanceHead(projection="both")
+        MutualGuidanceDecoder(projection="both")

@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd, Resized
 
-from apscl_fewshot.heads import ADNetHead, PANetHead
+from apscl_fewshot.decoders import ADNetDecoder, PANetDecoder
 from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer
 from apscl_fewshot.protocol import SupportBank, embed_slices, segment
 from common.data import DataError
@@ -49,7 +49,13 @@ def test_logits_are_those_of_the_protocol_without_an_oracle(make_network, deploy
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"prior": False}, {"position": False, "prior": False}, {"head": PANetHead()}, {"head": ADNetHead()}],
+    [
+        {},
+        {"prior": False},
+        {"position": False, "prior": False},
+        {"decoder": PANetDecoder()},
+        {"decoder": ADNetDecoder()},
+    ],
 )
 def test_the_scripted_network_equals_the_eager_one(make_network, support, tmp_path, options):
     network = make_network(SupportedNetwork, support=support, **options).eval()

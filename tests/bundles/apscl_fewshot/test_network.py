@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from apscl_fewshot.decoders import ADNetDecoder, ALPNetDecoder, PANetDecoder
 from apscl_fewshot.encoder import ResNetEncoder
-from apscl_fewshot.heads import ADNetHead, ALPHead, PANetHead
 from apscl_fewshot.network import AnatomicalPrior
 from apscl_fewshot.position import body_frame
 
@@ -79,9 +79,9 @@ def test_a_batch_is_its_episodes_one_by_one(make_network, shots):
         torch.testing.assert_close(features[3 * shots + i], own[shots])  # queries come after all supports
 
 
-@pytest.mark.parametrize("head", [None, PANetHead(), ALPHead(), ADNetHead()])
-def test_embed_condition_decode_is_forward(make_network, head):
-    network, (support, masks, query) = make_network(head=head).eval(), episodes(1, 2)
+@pytest.mark.parametrize("decoder", [None, PANetDecoder(), ALPNetDecoder(), ADNetDecoder()])
+def test_embed_condition_decode_is_forward(make_network, decoder):
+    network, (support, masks, query) = make_network(decoder=decoder).eval(), episodes(1, 2)
     features, frames = network.embed(support[0])
     torch.testing.assert_close(frames, body_frame(support[0]))
     code = network.condition(features, frames, masks[0])
@@ -111,7 +111,7 @@ def test_an_organ_of_another_grey_value_is_found(make_network, make_scan):
 
 def test_only_what_is_deployed_is_in_the_state_dict(make_network):
     keys = set(make_network().state_dict())
-    assert {key.split(".")[0] for key in keys} == {"encoder", "head", "prior"}
+    assert {key.split(".")[0] for key in keys} == {"encoder", "decoder", "prior"}
     assert not any(word in key for key in keys for word in ("posterior", "label", "similarity", "bank", "blur"))
 
 

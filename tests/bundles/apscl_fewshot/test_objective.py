@@ -6,8 +6,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from apscl_fewshot.decoders import ADNetDecoder, PANetDecoder
 from apscl_fewshot.encoder import LightEncoder
-from apscl_fewshot.heads import ADNetHead, PANetHead
 from apscl_fewshot.latent import LatentBlock, LatentDecoder
 from apscl_fewshot.objective import LabelBranch, Objective, SpatialSimilarity
 from common.losses import GaussianKLLoss, SimilarityContrastiveLoss
@@ -39,9 +39,9 @@ def whole(**options):
 class Given(torch.nn.Module):
     """A network that returns given logits, features and latents."""
 
-    def __init__(self, logits, features, latents=None, head=None) -> None:
+    def __init__(self, logits, features, latents=None, decoder=None) -> None:
         super().__init__()
-        self.answer, self.head = (logits, features, latents), head
+        self.answer, self.decoder = (logits, features, latents), decoder
 
     def forward(self, support, support_mask, query, label_latent=None):
         return self.answer
@@ -72,8 +72,8 @@ def test_parts_that_are_null_leave_their_terms_out(make_network, batch):
 
 
 def test_adnets_threshold_term_is_part_of_the_loss(make_network, batch):
-    head = ADNetHead(threshold=-8.0)
-    _, terms = Objective(ce_bg_weight=0.1)(make_network(head=head, prior=False).train(), batch)
+    decoder = ADNetDecoder(threshold=-8.0)
+    _, terms = Objective(ce_bg_weight=0.1)(make_network(decoder=decoder, prior=False).train(), batch)
     torch.testing.assert_close(terms["loss"], terms["ce"] - 8 / 20)
 
 
@@ -191,7 +191,7 @@ def test_the_literal_contrast_is_zero_for_one_episode_and_not_for_two_classes(ba
 
 def test_alignment_segments_each_support_from_the_query_as_it_was_predicted(batch):
     features, logits = torch.randn(8, 8, 8, 8), torch.randn(2, 2, 32, 32)
-    _, terms = Objective(align_weight=1.0, ce_bg_weight=0.3)(Given(logits, features, head=PANetHead()), batch)
+    _, terms = Objective(align_weight=1.0, ce_bg_weight=0.3)(Given(logits, features, decoder=PANetDecoder()), batch)
     losses = []
     for i in range(2):
         predicted = (logits[i, 1] > logits[i, 0]).float()
@@ -206,7 +206,7 @@ def test_alignment_segments_each_support_from_the_query_as_it_was_predicted(batc
 
 
 def test_a_distributed_wrapper_is_looked_through(make_network, batch):
-    network = make_network(head=ADNetHead(), prior=False).train()
+    network = make_network(decoder=ADNetDecoder(), prior=False).train()
     wrapper = SimpleNamespace(module=network)
     wrapped = type("Wrapper", (SimpleNamespace,), {"__call__": lambda self, *args: network(*args)})(**vars(wrapper))
     objective = Objective(align_weight=0.5)

@@ -4,7 +4,7 @@ import torch
 from monai.metrics import DiceMetric
 from torch import nn
 
-from apscl_fewshot.heads import ADNetHead, ALPHead, PANetHead
+from apscl_fewshot.decoders import ADNetDecoder, ALPNetDecoder, PANetDecoder
 from apscl_fewshot.protocol import (
     PROTOCOLS,
     SupportBank,
@@ -26,9 +26,9 @@ def masks_of(scan, label, *where):
     return (scan["label"][list(where)] == label)[:, None].float()
 
 
-@pytest.mark.parametrize("head", [None, PANetHead(), ALPHead(), ADNetHead()])
-def test_a_cached_support_equals_one_that_is_read_again(make_network, make_scan, head):
-    network, support, query = make_network(head=head).eval(), make_scan("support"), make_scan("query")
+@pytest.mark.parametrize("decoder", [None, PANetDecoder(), ALPNetDecoder(), ADNetDecoder()])
+def test_a_cached_support_equals_one_that_is_read_again(make_network, make_scan, decoder):
+    network, support, query = make_network(decoder=decoder).eval(), make_scan("support"), make_scan("query")
     parts = [0, 0, 1, 1, 2, 2, 0, 1, 2]
     with torch.no_grad():
         bank = SupportBank(network, [support], [1, 3])

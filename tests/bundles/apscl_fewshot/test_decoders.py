@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from apscl_fewshot.heads import ADNetHead, ALPHead, PANetHead, class_prototypes, cosine_logits, shrink_mask
+from apscl_fewshot.decoders import (
+    ADNetDecoder,
+    ALPNetDecoder,
+    PANetDecoder,
+    class_prototypes,
+    cosine_logits,
+    shrink_mask,
+)
 
-HEADS = [PANetHead, ALPHead, ADNetHead]
+DECODERS = [PANetDecoder, ALPNetDecoder, ADNetDecoder]
 
 
 @pytest.fixture
@@ -76,9 +83,9 @@ def assert_same(found, expected):
 def test_panet_same_as_the_naive_loop(episode):
     features, masks, queries = episode
     background, foreground = naive_prototypes(features, masks)
-    head = PANetHead()
+    decoder = PANetDecoder()
     expected = per_position(queries, lambda x: (20 * cosine(x, background), 20 * cosine(x, foreground)))
-    assert_same(head.decode(queries, head.condition(features, masks)), expected)
+    assert_same(decoder.decode(queries, decoder.condition(features, masks)), expected)
 
 
 @pytest.mark.parametrize(("cell", "threshold"), [(2, 0.95), (4, 0.6), (2, 0.999)])
@@ -95,43 +102,43 @@ def test_alp_same_as_the_naive_loop(episode, cell, threshold):
             pairs.append(sum(w * s for w, s in zip(weights, similar, strict=True)) / sum(weights))
         return pairs
 
-    head = ALPHead(cell, threshold)
-    code = head.condition(features, masks)
+    decoder = ALPNetDecoder(cell, threshold)
+    code = decoder.condition(features, masks)
     assert [len(code[name]) for name in ("background", "foreground")] == [len(group) for group in groups]
-    assert_same(head.decode(queries, code), per_position(queries, score))
+    assert_same(decoder.decode(queries, code), per_position(queries, score))
 
 
 def test_adnet_same_as_the_naive_loop(episode):
     features, masks, queries = episode
     prototype = naive_prototypes(features, masks)[1]
-    head = ADNetHead(threshold=-7.0)
+    decoder = ADNetDecoder(threshold=-7.0)
 
     def score(x):
         anomaly = -20 * cosine(x, prototype)
         share = 1 - 1 / (1 + math.exp(-0.5 * (anomaly + 7)))
         return 1 - share, share
 
-    found = head.decode(queries, head.condition(features, masks)).softmax(1)
+    found = decoder.decode(queries, decoder.condition(features, masks)).softmax(1)
     assert_same(found, per_position(queries, score))
 
 
 def test_adnet_keeps_its_threshold_tight():
-    head = ADNetHead()
-    assert head.regulariser().item() == pytest.approx(-10 / 20)
-    head.regulariser().backward()
-    assert head.threshold.grad > 0  # a step down the gradient lowers T: fewer places count as the class
+    decoder = ADNetDecoder()
+    assert decoder.regulariser().item() == pytest.approx(-10 / 20)
+    decoder.regulariser().backward()
+    assert decoder.threshold.grad > 0  # a step down the gradient lowers T: fewer places count as the class
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_an_organ_of_one_pixel_keeps_its_place(head):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_an_organ_of_one_pixel_keeps_its_place(decoder):
     features, mask = torch.randn(1, 6, 8, 8), torch.zeros(1, 1, 64, 64)
     mask[0, 0, 29, 45] = 1
     weights = shrink_mask(mask, [8, 8])
     assert weights[0, 0, 3, 5] == pytest.approx(1 / 64) and weights.sum() == pytest.approx(1 / 64)
     prototype = class_prototypes(features, mask)[1]
     torch.testing.assert_close(prototype / prototype.norm(), features[0, :, 3, 5] / features[0, :, 3, 5].norm())
-    code = head().condition(features, mask)
-    foreground = head().decode(features, code)[0, 1].flatten()
+    code = decoder().condition(features, mask)
+    foreground = decoder().decode(features, code)[0, 1].flatten()
     assert foreground.argmax() == 3 * 8 + 5
 
 
@@ -157,10 +164,11 @@ def test_cosines_are_scaled(episode, scale):
 
 def test_cosines_are_float32_under_autocast(episode):
     features, masks, queries = episode
-    head = PANetHead()
+    decoder = PANetDecoder()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = head.decode(queries, head.condition(features, masks))
-    torch.testing.assert_close(logits, head.decode(queries, head.condition(features, masks)), rtol=1e-5, atol=1e-5)
+        logits = decoder.decode(queries, decoder.condition(features, masks))
+    expected = decoder.decode(queries, decoder.condition(features, masks))
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_support_that_does_not_show_the_class_has_no_say_in_its_prototype(episode):
@@ -171,22 +179,22 @@ def test_a_support_that_does_not_show_the_class_has_no_say_in_its_prototype(epis
     assert (both[0] - one[0]).abs().max() > 0.01  # but it does show background
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_an_empty_or_full_mask_gives_finite_logits_and_gradients(head, value, episode):
+def test_an_empty_or_full_mask_gives_finite_logits_and_gradients(decoder, value, episode):
     features, masks, queries = episode
     features.requires_grad_()
-    logits = head().decode(queries, head().condition(features, torch.full_like(masks, value)))
+    logits = decoder().decode(queries, decoder().condition(features, torch.full_like(masks, value)))
     logits.square().sum().backward()
     assert logits.shape == (2, 2, 8, 8) and torch.isfinite(logits).all() and torch.isfinite(features.grad).all()
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_shots_have_no_order_and_queries_no_neighbours(head, episode):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_shots_have_no_order_and_queries_no_neighbours(decoder, episode):
     features, masks, queries = episode
-    head = head()
-    logits = head.decode(queries, head.condition(features, masks))
-    turned = head.decode(queries, head.condition(features.flip(0), masks.flip(0)))
+    decoder = decoder()
+    logits = decoder.decode(queries, decoder.condition(features, masks))
+    turned = decoder.decode(queries, decoder.condition(features.flip(0), masks.flip(0)))
     torch.testing.assert_close(turned, logits)
-    alone = torch.cat([head.decode(q[None], head.condition(features, masks)) for q in queries])
+    alone = torch.cat([decoder.decode(q[None], decoder.condition(features, masks)) for q in queries])
     torch.testing.assert_close(alone, logits)

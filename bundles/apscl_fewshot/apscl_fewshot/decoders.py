@@ -1,6 +1,6 @@
 """How a query is segmented given the support: prototypes (PANet), local prototypes (ALPNet), a threshold (ADNet).
 
-Every head has two steps, so that a support is read once for any number of queries and classes:
+Every decoder has two steps, so that a support is read once for any number of queries and classes:
 ``condition(features (S, A, h, w), masks (S, 1, H, W))`` returns a *code*, a dictionary of tensors;
 ``decode(features (Q, A, h, w), code)`` returns logits ``(Q, 2, h, w)`` for background and foreground.
 """
@@ -48,7 +48,7 @@ def _cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: floa
     return scale * torch.einsum("qahw,pa->qphw", F.normalize(features, dim=1), F.normalize(prototypes, dim=1))
 
 
-class PANetHead(nn.Module):
+class PANetDecoder(nn.Module):
     """One prototype for the class and one for the background, compared by scaled cosine.
 
     Source: Wang et al., "PANet", ICCV 2019, Eq. 1-3 (scale 20). Departures: masks are area-averaged to the features'
@@ -66,7 +66,7 @@ class PANetHead(nn.Module):
         return cosine_logits(features, code["prototypes"], self.cos_scale)
 
 
-class ALPHead(nn.Module):
+class ALPNetDecoder(nn.Module):
     r"""Local prototypes pooled on a grid beside the global one; each position matches its own mixture of them.
 
     .. math:: s_c(x) = \kappa \sum_p \mathrm{softmax}_p(\kappa\, \cos(f_x, p)) \cos(f_x, p), \quad p \in P_c
@@ -106,7 +106,7 @@ class ALPHead(nn.Module):
         return torch.stack(scores, dim=1)
 
 
-class ADNetHead(nn.Module):
+class ADNetDecoder(nn.Module):
     r"""Anomaly detection: only the class has a prototype; whatever lies beyond a learned threshold is background.
 
     .. math:: S(x) = -\kappa \cos(f_x, p), \qquad \hat y = 1 - \sigma(\tfrac12 (S(x) - T))
