@@ -1,4 +1,4 @@
-"""DS, the diffusion network of Diff-CL, and the process that noises segmentations for it and samples from it."""
+"""DS, the diffusion network of Diff-CL, and the process that noises segmentations for it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from contextlib import ExitStack
 
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
-from monai.networks.schedulers import DDIMScheduler
-from monai.networks.utils import eval_mode
+from monai.networks.schedulers import DDPMScheduler
 from torch import nn
 
 from common.networks.blocks import check_image
@@ -17,7 +16,7 @@ from common.networks.vnet import VNet
 __all__ = ["Diffusion", "DiffusionNetwork"]
 
 WAVES, EMBEDDING = 128, 512  # sinusoids of a time, and width of what is made of them
-BETAS, BETA_STEPS = (1e-4, 2e-2), 1000  # first and last beta of the linear schedule, and the steps these are meant for
+STEPS, BETAS = 1000, (1e-4, 2e-2)  # T, and the first and the last beta
 
 
 class DiffusionNetwork(VNet):
@@ -95,54 +94,27 @@ class DiffusionNetwork(VNet):
 
 
 class Diffusion(nn.Module):
-    r"""Noises segmentations, and finds one from noise alone.
+    r"""Noises segmentations.
 
     A segmentation is :math:`Y_0 \in \{-1, 1\}^K`, 1 at the class of the voxel. With :math:`\epsilon \sim N(0, I)`,
 
     .. math:: Y_t = \sqrt{\bar\alpha_t}\,Y_0 + \sqrt{1 - \bar\alpha_t}\,\epsilon, \quad
               \bar\alpha_t = \prod_{s \le t} (1 - \beta_s), \quad t = 0 \dots T - 1
 
-    Sampling is DDIM without noise of its own: from :math:`Y_{T-1} = \epsilon` on, the estimate
-    :math:`\hat Y_0 = 2\,\mathrm{softmax}(\mathrm{logits}) - 1` stands for the segmentation, and the noise that it
-    implies is kept to the next of equally spaced times.
+    with T = 1000 and :math:`\beta` linear from 0.0001 to 0.02.
 
-    Source: Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020; Song et al., "Denoising Diffusion
-    Implicit Models", ICLR 2021; the linear schedule of the former, or the cosine of Nichol and Dhariwal, "Improved
-    Denoising Diffusion Probabilistic Models", ICML 2021, all by MONAI's schedulers. Departure: the linear schedule's
-    betas, 0.0001 to 0.02, are meant for a T of 1000; another T scales them by 1000 / T, and so ends in noise as well.
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, by MONAI's scheduler.
 
     All random numbers are torch's global ones. It has no parameters and no state.
 
     Args:
         num_classes: K.
-        steps: T.
-        schedule: ``linear_beta`` or ``cosine``.
-        sampling_steps: passes of the network that a sample takes.
-
-    Raises:
-        ValueError: an unknown schedule, no more than 20 steps, or sampling_steps that do not divide them.
     """
 
-    def __init__(
-        self, num_classes: int, steps: int = 1000, schedule: str = "linear_beta", sampling_steps: int = 10
-    ) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        if schedule not in ("linear_beta", "cosine"):
-            raise ValueError(
-                f"schedule (noise_schedule in train.json): expected linear_beta or cosine, found {schedule}."
-            )
-        if steps <= BETA_STEPS * BETAS[1] or sampling_steps < 1 or steps % sampling_steps:
-            raise ValueError(
-                f"steps (noise_steps in train.json): expected more than {BETA_STEPS * BETAS[1]:g}, and a multiple of "
-                f"sampling_steps, found {steps} and {sampling_steps}."
-            )
-        self.num_classes, self.steps = num_classes, steps
-        low, high = (beta * BETA_STEPS / steps for beta in BETAS)
-        options = {"beta_start": low, "beta_end": high} if schedule == "linear_beta" else {}
-        # without the offset the times are (T - 1) / (sampling_steps - 1) apart, and the steps T / sampling_steps long
-        offset = steps // sampling_steps - 1
-        self.scheduler = DDIMScheduler(steps, schedule, steps_offset=offset, prediction_type="sample", **options)
-        self.scheduler.set_timesteps(sampling_steps)
+        self.num_classes = num_classes
+        self.scheduler = DDPMScheduler(STEPS, "linear_beta", beta_start=BETAS[0], beta_end=BETAS[1])
 
     def encode(self, labels: torch.Tensor) -> torch.Tensor:
         """Y_0.
@@ -181,8 +153,8 @@ class Diffusion(nn.Module):
         Raises:
             ValueError: the range lies not within 0 to 1, or no integer in it.
         """
-        first, end = round(low * self.steps), round(high * self.steps)
-        if not 0 <= first < end <= self.steps:
+        first, end = round(low * STEPS), round(high * STEPS)
+        if not 0 <= first < end <= STEPS:
             raise ValueError(f"expected times from low to above it within 0 to 1, got {low} to {high}.")
         return torch.randint(first, end, (count,), generator=generator).to(device)
 
@@ -190,21 +162,6 @@ class Diffusion(nn.Module):
         """Y_t of labels ``(B, *spatial)``, each item at its own of the times ``(B,)``: ``(B, K, *spatial)``."""
         clean = self.encode(labels)
         return self.scheduler.add_noise(clean, torch.randn_like(clean), times)
-
-    def sample(self, network: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        """Segment without labels: the network's last logits ``(B, K, *spatial)`` on the way from noise to Y_0.
-
-        Args:
-            network: a :class:`DiffusionNetwork`; it is in evaluation mode meanwhile, and gets no gradient.
-            image: ``(B, C, *spatial)``.
-        """
-        noised = torch.randn((image.shape[0], self.num_classes, *image.shape[2:]), device=image.device)
-        with eval_mode(network):
-            for time in self.scheduler.timesteps.tolist():
-                times = torch.full((len(image),), time, device=image.device)
-                logits = network(image, noised, times)
-                noised, _ = self.scheduler.step(2 * logits.float().softmax(1) - 1, time, noised)
-        return logits
 
 
 def _add(shift: torch.Tensor) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:

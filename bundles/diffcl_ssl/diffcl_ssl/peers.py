@@ -10,9 +10,9 @@ from torch import nn
 from common.engine.unwrap import unwrap
 from common.networks.linear_head import find_linear_head, forward_with_features
 
-from .diffusion import Diffusion
+from .diffusion import STEPS, Diffusion
 
-READINGS = ("one_step", "ddim")
+HEAD = "head"  # name of the 1x1 classifier of every network here
 
 
 @dataclass
@@ -33,13 +33,16 @@ class Peer(nn.Module):
 
     Args:
         network: may be wrapped for several GPUs; it is the wrapper then that runs.
-        head: name of its 1x1 classifier.
     """
 
-    def __init__(self, network: nn.Module, head: str = "head") -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.head = unwrap(network), head
+        self.network = unwrap(network)
         self._wrapped = [network]  # a list, since a module would be in the state a second time
+
+    def teach(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of which pseudo-labels are made, and the images ``(B,)`` that they may be used on."""
+        return seen.logits, seen.reliable
 
 
 class PlainPeer(Peer):
@@ -49,16 +52,11 @@ class PlainPeer(Peer):
 
     Args:
         network: with first weights of its own, since equal networks have nothing to teach each other.
-        head: as for :class:`Peer`.
     """
 
     def forward(self, image: torch.Tensor, labels: torch.Tensor) -> Seen:
-        logits, features = forward_with_features(self._wrapped[0], image, self.head)
+        logits, features = forward_with_features(self._wrapped[0], image, HEAD)
         return Seen(logits, features, torch.ones(len(image), dtype=torch.bool, device=image.device))
-
-    def teach(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits of which pseudo-labels are made, and the images ``(B,)`` that they may be used on."""
-        return seen.logits, seen.reliable
 
 
 class DiffusionPeer(Peer):
@@ -75,57 +73,37 @@ class DiffusionPeer(Peer):
 
     Args:
         network: :class:`.DiffusionNetwork`. diffusion: its forward process.
-        head: as for :class:`Peer`.
         times: range of t / T that it is trained on.
         pseudo_times: range of t / T at which an image is reliable.
-        pseudo: pseudo-labels are the prediction that it is trained with (``one_step``), or sampled from noise alone,
-            whatever the student thinks (``ddim``): reliable on every image, at so many more passes.
 
     Raises:
-        ValueError: an unknown ``pseudo``; ranges outside 0 to 1, or without a common part; ``ddim`` would use the
-            network at times that it is not trained on.
+        ValueError: ranges outside 0 to 1, or without a common part.
     """
 
     def __init__(
-        self, network: nn.Module, diffusion: Diffusion, head: str = "head", times: tuple[float, float] = (0.0, 1.0),
-        pseudo_times: tuple[float, float] = (0.9, 1.0), pseudo: str = "one_step",
+        self, network: nn.Module, diffusion: Diffusion, times: tuple[float, float] = (0.0, 1.0),
+        pseudo_times: tuple[float, float] = (0.9, 1.0),
     ) -> None:
-        super().__init__(network, head)
-        if pseudo not in READINGS:
-            readings = ", ".join(READINGS)
-            raise ValueError(f"pseudo (ds_pseudo in train.json): expected one of {readings}, found {pseudo}.")
+        super().__init__(network)
         # the steps that the shares stand for: a range may be too narrow to hold any
         (first, end), (first_pseudo, end_pseudo) = (
-            [round(share * diffusion.steps) for share in shares] for shares in (times, pseudo_times)
+            [round(share * STEPS) for share in shares] for shares in (times, pseudo_times)
         )
         ordered = all(0 <= low < high <= 1 for low, high in (times, pseudo_times))
         if not ordered or max(first, first_pseudo) >= min(end, end_pseudo):
             raise ValueError(
                 "expected times and pseudo_times from low to above it within 0 to 1, with a step of the "
-                f"{diffusion.steps} in common, got {tuple(times)} and {tuple(pseudo_times)}."
+                f"{STEPS} in common, got {tuple(times)} and {tuple(pseudo_times)}."
             )
-        low, high = (int(bound) for bound in diffusion.scheduler.timesteps.aminmax())
-        if pseudo == "ddim" and not first <= low <= high < end:
-            raise ValueError(
-                f"ddim goes from step {high} down to {low} of {diffusion.steps}, and times {tuple(times)} do not train "
-                "all of them: take times [0, 1], or sampling_steps 1 and times that end at 1."
-            )
-        self.diffusion = diffusion
-        self.times, self.pseudo_times, self.pseudo = tuple(times), tuple(pseudo_times), pseudo
+        self.diffusion, self.times, self.pseudo_times = diffusion, tuple(times), tuple(pseudo_times)
 
     def forward(self, image: torch.Tensor, labels: torch.Tensor) -> Seen:
         """The prediction from labels ``(B, *spatial)``, each a class, noised to a random time."""
         times = self.diffusion.draw_times(len(image), *self.times, device=image.device)
         noised = self.diffusion.noised(labels, times)
         features: list[torch.Tensor] = []
-        head = find_linear_head(self.network, self.head)
+        head = find_linear_head(self.network, HEAD)
         with head.register_forward_pre_hook(lambda module, args: features.append(args[0])):  # leaves with the block
             logits = self._wrapped[0](image, noised, times)
-        low, high = (round(share * self.diffusion.steps) for share in self.pseudo_times)
-        return Seen(logits, features[0], (low <= times) & (times < high), times / self.diffusion.steps)
-
-    def teach(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`PlainPeer.teach`; ``ddim`` takes the global random numbers that the sample needs."""
-        if self.pseudo == "ddim":
-            return self.diffusion.sample(self.network, image), torch.ones_like(seen.reliable)
-        return seen.logits, seen.reliable
+        low, high = (round(share * STEPS) for share in self.pseudo_times)
+        return Seen(logits, features[0], (low <= times) & (times < high), times / STEPS)

@@ -24,20 +24,19 @@ class LabelPropagation(nn.Module):
     shown a hardly noised label has read the class there, not in the image. ``anchors`` vectors of each class are drawn
     from the bank, and contrasted with ``vectors`` unlabelled voxels of the student.
 
-    The projections are tied by :class:`.PrototypeLoss` on labelled voxels of both networks. It trains the projections
-    and the prototypes alone: without L_cl the networks train as if none of this were here. L_cl reaches the student and
-    its projection, never the peer.
+    One projection serves both networks, and :class:`.PrototypeLoss` on labelled voxels of both ties them. It trains the
+    projection and the prototypes alone: without L_cl the networks train as if none of this were here. L_cl reaches the
+    student and the projection, never the peer.
 
-    All rows of a projection go through it in one call, for batch norm: voxels balanced by class and random ones have
+    All rows go through the projection in one call, for batch norm: voxels balanced by class and random ones have
     other statistics, and normalised apart they could not be compared.
 
-    Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408); the tie, and which voxels enter
-    the bank, are our own.
+    Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408), where each network has a
+    projection; the tie, and which voxels enter the bank, are our own.
 
     Args:
         num_classes: K. feat_dim: A, of both networks. embedding: D.
         loss: L_cl.
-        shared: one projection for both networks, or one for each.
         bank_size: vectors kept per class.
         voxels_per_class, vectors, anchors, confidence: see above.
         seed: of the draw of voxels and of the first weights, which leave all other random numbers alone.
@@ -45,13 +44,13 @@ class LabelPropagation(nn.Module):
     Raises:
         ValueError: a bank or a draw from it that is too small for the loss.
 
-    In a distributed run each process has projections, prototypes and a bank of its own, which fit each other.
+    In a distributed run each process has a projection, prototypes and a bank of its own, which fit each other.
     """
 
     def __init__(
         self, num_classes: int, feat_dim: int, embedding: int = 64, loss: LabelPropagationLoss | None = None,
-        shared: bool = True, bank_size: int = 2048, voxels_per_class: int = 256, vectors: int = 1024,
-        anchors: int = 128, confidence: float = 0.9, seed: int = 0,
+        bank_size: int = 2048, voxels_per_class: int = 256, vectors: int = 1024, anchors: int = 128,
+        confidence: float = 0.9, seed: int = 0,
     ) -> None:
         super().__init__()
         self.loss, self.bank = loss or LabelPropagationLoss(), ClassMemoryBank(num_classes, embedding, bank_size)
@@ -63,7 +62,6 @@ class LabelPropagation(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.projection = Projection(feat_dim, embedding)
-            self.peer_projection = None if shared else Projection(feat_dim, embedding)
             self.prototypes = PrototypeLoss(num_classes, embedding)
 
     def forward(
@@ -109,8 +107,5 @@ class LabelPropagation(nn.Module):
 
     def _project(self, taught: torch.Tensor, own: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Vectors of the peer's labelled rows, the student's labelled ones and the student's unlabelled ones."""
-        rows = [own.float(), found.float()]
-        if self.peer_projection is not None:
-            return self.peer_projection(taught), *self.projection(torch.cat(rows)).split([len(own), len(found)])
-        vectors = self.projection(torch.cat([taught.float(), *rows]))
-        return vectors.split([len(taught), len(own), len(found)])
+        parts = (taught, own, found)
+        return self.projection(torch.cat([part.float() for part in parts])).split([len(part) for part in parts])

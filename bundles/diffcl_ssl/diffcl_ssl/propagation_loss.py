@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.loss import _Loss
 
-SELECTIONS = {"topk": (0.1, 0.3), "threshold": (0.7, 0.3)}  # what is positive and what negative
-ANCHORS = ("mean", "each")
+POSITIVE, NEGATIVE = 0.1, 0.3  # shares of the vectors
 
 
 class LabelPropagationLoss(_Loss):
@@ -19,22 +18,16 @@ class LabelPropagationLoss(_Loss):
               \frac{e^{s_p^c/\tau}}{e^{s_p^c/\tau} + \sum_{n \in N^c} e^{s_n^c/\tau}},
               \qquad s_j^c = \frac{1}{|A^c|} \sum_{a \in A^c} \cos(a, b_j)
 
-    with anchors :math:`A^c` of known class and vectors b of unknown. :math:`P^c` are the vectors of the highest
-    :math:`s^c` that are more like c than like any other class that has anchors, so that no vector is pulled to two
-    classes; :math:`N^c` are those of the lowest. :math:`\Gamma`: the classes that have both. With ``each``, they are
-    chosen in the same way, and the logarithm is the mean of those of the anchors: of :math:`\cos(a, b_j)` in the place
-    of :math:`s_j^c`, for each a.
+    with anchors :math:`A^c` of known class and vectors b of unknown. :math:`P^c`: of the tenth of the vectors that has
+    the highest :math:`s^c`, those more like c than like any other class that has anchors, so that no vector is pulled
+    to two classes; :math:`N^c`: the three tenths of the lowest. :math:`\Gamma`: the classes that have both.
 
     Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408), which have the anchors, the
     vectors and the selection by cosine, but neither its limits nor the form of the loss.
 
     Args:
-        positive, negative: the shares of the vectors with ``topk``, or the least and greatest cosine with
-            ``threshold``. Null: 0.1 and 0.3, or 0.7 and 0.3.
         temperature: :math:`\tau`.
         min_bank: a class of fewer anchors is left out.
-        selection: ``topk`` or ``threshold``.
-        anchor: ``mean`` or ``each``.
 
     Shape:
         anchors: K tensors ``(M_c, D)``, detached here; vectors ``(N, D)``; any length. A scalar in float32 or better, 0
@@ -46,22 +39,11 @@ class LabelPropagationLoss(_Loss):
         ValueError: an option is out of its range; anchors and vectors do not fit.
     """
 
-    def __init__(
-        self, positive: float | None = None, negative: float | None = None, temperature: float = 0.1,
-        min_bank: int = 64, selection: str = "topk", anchor: str = "mean",
-    ) -> None:
+    def __init__(self, temperature: float = 0.1, min_bank: int = 64) -> None:
         super().__init__()
-        if selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
-        if anchor not in ANCHORS:
-            raise ValueError(f"anchor must be one of {', '.join(ANCHORS)}, got {anchor!r}.")
         if temperature <= 0 or min_bank < 1:
             raise ValueError(f"temperature and min_bank must be positive, got {temperature} and {min_bank}.")
-        usual = SELECTIONS[selection]
-        self.positive = usual[0] if positive is None else positive
-        self.negative = usual[1] if negative is None else negative
-        self.temperature, self.min_bank, self.selection, self.anchor = temperature, min_bank, selection, anchor
-        _check_limits(selection, self.positive, self.negative)
+        self.temperature, self.min_bank = temperature, min_bank
 
     def forward(
         self, anchors: Sequence[torch.Tensor], vectors: torch.Tensor
@@ -74,30 +56,25 @@ class LabelPropagationLoss(_Loss):
             if not known or not len(unit):
                 nothing = unit.new_zeros(())
                 return unit[:0].sum(), {"positives": nothing, "own_negatives": nothing}
-            known = [F.normalize(a, dim=1) for a in known]
             # the mean of cosines is one product with the mean of the unit anchors
-            similarity = unit @ torch.stack([a.mean(0) for a in known]).T
-            positive, negative, nearest = self._select(similarity.detach())
-            values = []
-            for c, members in enumerate(known):
-                if positive[:, c].any() and negative[:, c].any():
-                    cosines = similarity[:, c, None] if self.anchor == "mean" else unit @ members.T
-                    values.append(_contrast(cosines / self.temperature, positive[:, c], negative[:, c]))
+            similarity = unit @ torch.stack([F.normalize(a, dim=1).mean(0) for a in known]).T
+            positive, negative, nearest = _select(similarity.detach())
+            scores, chosen = similarity / self.temperature, zip(positive.T, negative.T, strict=True)
+            values = [_contrast(scores[:, c], p, n) for c, (p, n) in enumerate(chosen) if p.any() and n.any()]
             loss = torch.stack(values).mean() if values else unit[:0].sum()
         own = (negative & nearest).sum() / negative.sum().clamp(min=1)
         return loss, {"positives": positive.any(1).to(dtype).mean(), "own_negatives": own}
 
-    def _select(self, similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Which vectors are positive for each class, which negative, and which are nearest to it; ``(N, K)``."""
-        nearest = F.one_hot(similarity.argmax(1), similarity.shape[1]).bool()
-        if self.selection == "threshold":
-            return (similarity >= self.positive) & nearest, similarity <= self.negative, nearest
-        # from one order, so that equal similarities are not on both ends
-        order, count = similarity.argsort(dim=0, stable=True), len(similarity)
-        top, bottom = torch.zeros_like(nearest), torch.zeros_like(nearest)
-        top.scatter_(0, order[count - _share(self.positive, count) :], True)
-        bottom.scatter_(0, order[: _share(self.negative, count)], True)
-        return top & nearest, bottom, nearest
+
+def _select(similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which vectors are positive for each class, which negative, and which are nearest to it; ``(N, K)``."""
+    nearest = F.one_hot(similarity.argmax(1), similarity.shape[1]).bool()
+    # from one order, so that equal similarities are not on both ends
+    order, count = similarity.argsort(dim=0, stable=True), len(similarity)
+    top, bottom = torch.zeros_like(nearest), torch.zeros_like(nearest)
+    top.scatter_(0, order[count - _share(POSITIVE, count) :], True)
+    bottom.scatter_(0, order[: _share(NEGATIVE, count)], True)
+    return top & nearest, bottom, nearest
 
 
 def _contrast(scores: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -106,13 +83,6 @@ def _contrast(scores: torch.Tensor, positive: torch.Tensor, negative: torch.Tens
 
 def _share(share: float, count: int) -> int:
     return int(share * count + 1e-9)  # 0.29 * 100 is a little less than 29
-
-
-def _check_limits(selection: str, positive: float, negative: float) -> None:
-    if selection == "topk" and (min(positive, negative) <= 0 or positive + negative > 1):
-        raise ValueError(f"expected positive and negative shares of at most 1 together, got {positive} and {negative}.")
-    if selection == "threshold" and not -1 <= negative < positive <= 1:
-        raise ValueError(f"expected cosines -1 <= negative < positive <= 1, got {negative} and {positive}.")
 
 
 def _check_anchors(anchors: Sequence[torch.Tensor], vectors: torch.Tensor) -> None:

@@ -10,10 +10,9 @@ SHORT = {"max_epochs": 1, "iterations_per_epoch": 2, "val_interval": 1}
 CROSS = {"ds_enabled": False, "mamba_stages": [], "eta": 0}
 SWITCHES = {
     "second V-Net": {"ds_enabled": False}, "no Mamba": {"mamba_stages": []}, "no high-pass": {"hf_filter": "none"},
-    "no contrast": {"eta": 0}, "cross supervision": CROSS, "two projections": {"shared_projection": False},
+    "no contrast": {"eta": 0}, "cross supervision": CROSS,
     "first weights all random": {"ds_zero_start": False},
-    "sampled": {"ds_pseudo": "ddim", "times": [0, 1], "sampling_steps": 2},
-    "cosine": {"noise_schedule": "cosine", "noise_steps": 100, "pseudo_confidence": 0.4},
+    "confident pseudo-labels": {"pseudo_confidence": 0.4},
 }  # fmt: skip
 
 
@@ -47,7 +46,6 @@ def test_every_switch_trains_both_networks(bundle, tmp_path, name):
     assert has(objects, "peer", "network", "time") == setting.get("ds_enabled", True)
     assert any("mamba" in key for key in model) == (setting.get("mamba_stages") != [])
     assert has(objects, "propagation") == (setting.get("eta") != 0)
-    assert has(objects, "propagation", "peer_projection") == ("shared_projection" in setting)
     assert len(bundle.rows(tmp_path)) == 4
 
 

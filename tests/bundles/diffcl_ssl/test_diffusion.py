@@ -1,6 +1,5 @@
 """DS against a plain V-Net whose norms are shifted by hand, and the process against its formulae in float64."""
 
-import copy
 import json
 import math
 from pathlib import Path
@@ -36,14 +35,9 @@ def inputs(count=2, *size, channels=1, classes=3):
     return image, noised, torch.arange(count) * 300 + 7
 
 
-def signal(steps=1000, schedule="linear_beta"):
+def signal():
     """The share of the segmentation left at each time, alpha-bar, in float64."""
-    if schedule == "linear_beta":
-        betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
-    else:
-        share = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        betas = torch.tensor([min(1 - share[i + 1] / share[i], 0.999) for i in range(steps)], dtype=torch.float64)
-    return torch.cumprod(1 - betas, 0)
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 
 
 # the network
@@ -176,14 +170,13 @@ def test_the_noised_segmentation_is_silent_at_first():
         assert torch.equal(found, other) == zero_start and not torch.equal(found, without)
 
 
-@pytest.mark.parametrize(("schedule", "steps"), [("linear_beta", 1000), ("cosine", 1000), ("linear_beta", 50)])
-def test_mean_and_variance_of_the_noised_segmentation(schedule, steps):
+def test_mean_and_variance_of_the_noised_segmentation():
     torch.manual_seed(0)
-    times, count = torch.tensor([0, steps // 10, steps // 2, steps - 1]), 20_000
+    times, count = torch.tensor([0, 100, 500, 999]), 20_000
     labels = torch.arange(2).repeat_interleave(count).expand(len(times), -1)
-    found = Diffusion(2, steps, schedule, sampling_steps=10).noised(labels, times).double()
+    found = Diffusion(2).noised(labels, times).double()
     assert found.shape == (len(times), 2, 2 * count)
-    share = signal(steps, schedule)
+    share = signal()
     for item, time in zip(found, times.tolist(), strict=True):
         mean, variance = share[time].item() ** 0.5, 1 - share[time].item()
         for channel in range(2):
@@ -196,104 +189,40 @@ def test_mean_and_variance_of_the_noised_segmentation(schedule, steps):
     assert alike.abs().max() < 5 / count**0.5 and found[2, :, :count].corrcoef()[0, 1].abs() < 5 / count**0.5
 
 
-@pytest.mark.parametrize("schedule", ["linear_beta", "cosine"])
-@pytest.mark.parametrize("steps", [50, 1000])
-def test_at_the_last_time_nothing_is_left_of_the_segmentation(schedule, steps):
+def test_at_the_last_time_nothing_is_left_of_the_segmentation():
     """Whatever network reads it: pseudo-labels from there cannot be copies."""
     torch.manual_seed(0)
     labels = torch.randint(0, 2, (2, 20_000))
-    diffusion = Diffusion(2, steps, schedule)
-    found = diffusion.noised(labels, torch.tensor([0, steps - 1]))[:, 1]
+    found = Diffusion(2).noised(labels, torch.tensor([0, 999]))[:, 1]
     first, last = (torch.stack([labels[i].float(), found[i]]).corrcoef()[0, 1].item() for i in range(2))
     assert first > 0.99 and abs(last) < 5 / 20_000**0.5
-    assert signal(steps, schedule)[-1] < 5e-5
+    assert signal()[-1] < 5e-5
 
 
-@pytest.mark.parametrize(("low", "high", "first", "end"), [(0.0, 1.0, 0, 50), (0.5, 1.0, 25, 50), (0.58, 0.6, 29, 30)])
+@pytest.mark.parametrize(
+    ("low", "high", "first", "end"), [(0.0, 1.0, 0, 1000), (0.5, 1.0, 500, 1000), (0.5789, 0.58, 579, 580)]
+)
 def test_times_are_uniform_in_their_range(low, high, first, end):
     generator = torch.Generator().manual_seed(0)
-    diffusion = Diffusion(2, steps=50)
-    times = diffusion.draw_times(5000, low, high, generator=generator)
-    assert times.dtype is torch.int64 and times.shape == (5000,)
-    counts = times.bincount(minlength=50)
-    share = 5000 / (end - first)
-    assert counts.sum() == 5000 == counts[first:end].sum()
+    diffusion, count = Diffusion(2), 40_000
+    times = diffusion.draw_times(count, low, high, generator=generator)
+    assert times.dtype is torch.int64 and times.shape == (count,)
+    counts = times.bincount(minlength=1000)
+    share = count / (end - first)
+    assert counts.sum() == count == counts[first:end].sum()
     assert ((counts[first:end] - share).abs() <= 5 * share**0.5).all()
-    again = diffusion.draw_times(5000, low, high, "cpu", torch.Generator().manual_seed(0))
+    again = diffusion.draw_times(count, low, high, "cpu", torch.Generator().manual_seed(0))
     assert torch.equal(times, again)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2), (0.501, 0.502)])
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2), (0.5001, 0.5002)])
 def test_empty_ranges_of_times_are_refused(low, high):
     with pytest.raises(ValueError, match="within 0 to 1"):
-        Diffusion(2, steps=100).draw_times(1, low, high)
-
-
-def test_bad_options_of_the_process_are_refused():
-    for options, message in (
-        ({"schedule": "sigmoid_beta"}, r"\(noise_schedule in train.json\): expected linear_beta or .*, found sigmoid"),
-        ({"steps": 20}, r"\(noise_steps in train.json\): expected more than 20"),
-        ({"sampling_steps": 0}, "multiple of sampling_steps"),
-        ({"steps": 100, "sampling_steps": 30}, "found 100 and 30"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Diffusion(2, **options)
+        Diffusion(2).draw_times(1, low, high)
 
 
 def test_it_has_no_state():
     assert Diffusion(2).state_dict() == {} and list(Diffusion(2).parameters()) == []
-
-
-# sampling
-
-
-class Oracle(nn.Module):
-    """Knows the segmentation; remembers what it was asked."""
-
-    def __init__(self, labels, classes):
-        super().__init__()
-        self.logits = 100.0 * F.one_hot(labels, classes).movedim(-1, 1)
-        self.asked = []
-
-    def forward(self, image, noised, times):
-        self.asked.append((noised.double(), times, self.training, torch.is_grad_enabled()))
-        return self.logits
-
-
-@pytest.mark.parametrize(("schedule", "sampling"), [("linear_beta", 10), ("linear_beta", 1), ("cosine", 4)])
-def test_sampling_follows_the_formula(schedule, sampling):
-    """To one who knows the segmentation the noise stays that of the start, and is as strong as the time says."""
-    torch.manual_seed(0)
-    labels = torch.randint(0, 3, (2, 5, 4))
-    oracle = Oracle(labels, 3).train()
-    found = Diffusion(3, 1000, schedule, sampling).sample(oracle, torch.zeros(2, 1, 5, 4))
-    assert torch.equal(found, oracle.logits) and oracle.training
-    assert [times.tolist() for _, times, _, _ in oracle.asked] == [
-        [1000 * k // sampling - 1] * 2 for k in range(sampling, 0, -1)
-    ]
-    assert not any(training or graph for _, _, training, graph in oracle.asked)
-    clean = 2.0 * F.one_hot(labels, 3).movedim(-1, 1).double() - 1
-    share, start = signal(1000, schedule), oracle.asked[0][0]
-    assert start.mean().abs() < 5 / start.numel() ** 0.5 and start.std() == pytest.approx(1, abs=0.3)
-    noise = (start - share[-1].sqrt() * clean) / (1 - share[-1]).sqrt()
-    for noised, times, _, _ in oracle.asked:
-        level = share[times[0]]
-        torch.testing.assert_close(noised, level.sqrt() * clean + (1 - level).sqrt() * noise, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (9, 5, 12)])
-def test_a_sample_is_finite_repeats_with_its_seed_and_leaves_the_network_as_it_was(size):
-    network, image = make(spatial_dims=len(size), norm="batch", dropout=0.5), inputs(2, *size)[0]
-    before, diffusion = copy.deepcopy(network.state_dict()), Diffusion(3, sampling_steps=2)
-    samples = []
-    for training, seed in ((True, 3), (False, 3), (True, 4)):
-        network.train(training)
-        torch.manual_seed(seed)
-        samples.append(diffusion.sample(network, image))
-        assert network.training is training and torch.is_grad_enabled()
-    assert samples[0].shape == (2, 3, *size) and samples[0].isfinite().all() and not samples[0].requires_grad
-    assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def square(corner):
@@ -358,14 +287,13 @@ def test_what_is_shown_does_not_matter_to_a_network_trained_at_the_times_of_the_
 
 def test_noised_labels_alone_say_little_at_the_times_of_the_config():
     """A blur finds a structure in labels noised to T/2: so could a network that never looks at the image."""
-    options = config()
-    steps, found = options["noise_steps"], {}
+    options, found = config(), {}
     place = torch.stack(torch.meshgrid(*[torch.arange(32.0) - 16] * 3, indexing="ij"))
     structure = (place / torch.tensor([9.0, 6, 6]).view(3, 1, 1, 1)).square().sum(0) < 1
     torch.manual_seed(0)
     for start in (0.5, options["times"][0], options["pseudo_times"][0]):
-        time = torch.full((8,), round(start * steps))
-        noised = Diffusion(2, steps, options["noise_schedule"]).noised(structure.long().expand(8, -1, -1, -1), time)
+        time = torch.full((8,), round(start * 1000))
+        noised = Diffusion(2).noised(structure.long().expand(8, -1, -1, -1), time)
         dices = []
         for image in noised[:, 1].numpy():
             blurred = torch.from_numpy(gaussian_filter(image, 2))

@@ -129,36 +129,20 @@ def test_unlabelled_vectors_of_chosen_voxels(vectors):
     assert found <= rows(unlabelled, where) and len(propagation.loss.vectors) == min(vectors, int(where.sum()))
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_voxels_alike_have_vectors_alike(shared):
+def test_voxels_alike_have_vectors_alike():
     """Peer's, student's and unlabelled rows share batch norm's statistics, whatever the mix of classes in each."""
-    propagation = make(shared=shared)
-    if not shared:
-        propagation.peer_projection.load_state_dict(propagation.projection.state_dict())
-    row = torch.randn(1, WIDTH)
-    taught, own, found = (torch.cat([row, torch.randn(count, WIDTH) + count]) for count in (3, 5, 9))
-    vectors = [part[0] for part in propagation._project(taught, own, found)]
-    torch.testing.assert_close(vectors[1], vectors[2])
-    assert torch.allclose(vectors[0], vectors[1], atol=1e-6) == shared  # two projections have two sets of statistics
-
-
-def test_each_network_has_a_projection_or_both_have_one():
-    student, unlabelled, peer = make_case()
-    for shared in (True, False):
-        propagation = make(shared=shared)
-        first = {name: value.clone() for name, value in propagation.named_parameters()}
-        assert any("peer_projection" in name for name in first) != shared
-        _, prototype, _ = propagation(student, unlabelled, peer, 0)
-        prototype.backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in propagation.parameters() if p.ndim > 1)
+    propagation, row = make(), torch.randn(1, WIDTH)
+    parts = [torch.cat([row, torch.randn(count, WIDTH) + count]) for count in (3, 5, 9)]
+    taught, own, found = (part[0] for part in propagation._project(*parts))
+    torch.testing.assert_close(own, found)
+    torch.testing.assert_close(own, taught)
 
 
 # --- whom they train ---
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_contrast_reaches_the_students_unlabelled_features_alone(shared):
-    propagation = make(shared=shared)
+def test_the_contrast_reaches_the_students_unlabelled_features_alone():
+    propagation = make()
     student, unlabelled, peer = make_case()
     loss, _, _ = propagation(student, unlabelled, peer, 0)
     loss.backward()
@@ -168,23 +152,23 @@ def test_the_contrast_reaches_the_students_unlabelled_features_alone(shared):
     assert 0 < touched <= 1024
     parameters = dict(propagation.named_parameters())
     assert parameters["projection.first.weight"].grad.abs().sum() > 0
-    assert all(p.grad is None for name, p in parameters.items() if "peer" in name or "prototypes" in name)
+    assert parameters["prototypes.prototypes"].grad is None
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_prototypes_reach_neither_network(shared):
+def test_the_prototypes_reach_the_projection_and_neither_network():
     """Not even through the statistics of batch norm, which unlabelled rows are part of."""
-    propagation = make(shared=shared)
+    propagation = make()
     student, unlabelled, peer = make_case()
     _, prototype, _ = propagation(student, unlabelled, peer, 0)
     prototype.backward()
     assert all(t.grad is None for t in (student.features, unlabelled, peer.features, peer.logits))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in propagation.parameters() if p.ndim > 1)
 
 
 def test_prototypes_make_one_space_of_two():
     """Peer and student hold the same classes in other axes; before, the cosine of their vectors says nothing."""
     torch.manual_seed(0)
-    propagation = make(shared=False, embedding=16, loss=Record())
+    propagation = make(embedding=16, loss=Record())
     turns = [torch.linalg.qr(torch.randn(WIDTH, WIDTH))[0] for _ in range(2)]
     labels = torch.randint(0, CLASSES, (2, 8, 8))
 
@@ -195,8 +179,8 @@ def test_prototypes_make_one_space_of_two():
     @torch.no_grad()
     def apart():
         """The mean cosine within a class less that between classes."""
-        projections = (propagation.projection, propagation.peer_projection)
-        vectors = [f(m.movedim(1, -1).flatten(0, -2)) for f, m in zip(projections, maps(), strict=True)]
+        rows = [m.movedim(1, -1).flatten(0, -2) for m in maps()]
+        vectors = propagation.projection(torch.cat(rows)).chunk(2)
         same = labels.flatten()[:, None] == labels.flatten()
         cosines = vectors[0] @ vectors[1].T
         return (cosines[same].mean() - cosines[~same].mean()).item()

@@ -278,7 +278,7 @@ def make_propagation(**options):
 @pytest.mark.parametrize("kind", ["plain", "diffusion"])
 def test_no_gradient_passes_from_one_network_to_the_other(kind):
     network, propagation = make_network(), make_propagation()
-    diffusion = DiffusionPeer(Denoiser(), Diffusion(CLASSES, 100), times=(0.9, 1.0))
+    diffusion = DiffusionPeer(Denoiser(), Diffusion(CLASSES), times=(0.9, 1.0))
     peer = PlainPeer(make_network(2)) if kind == "plain" else diffusion
     torch.manual_seed(0)
     done = run(CrossSupervision("head", peer, propagation=propagation), network)
