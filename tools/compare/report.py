@@ -101,8 +101,9 @@ def footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, A
     # not whole lists of transforms
     short = ", ".join(f"{key} {value}" for key, value in shared.items() if len(str(value)) <= 40)
     return "\n".join([
-        "Mean over all rows ± standard deviation of the seeds' means. Tests: the unit is a case in one column, its",
-        "seeds, folds, supports etc. averaged; Student's interval, Wilcoxon's signed rank p (two-sided, uncorrected).",
+        "Mean over all rows ± standard deviation of the seeds' means. Tests: the unit is a case (patient), n of them;",
+        "of each structure its seeds, folds, supports etc. are averaged, then its structures, each counting alike.",
+        "Student's interval, Wilcoxon's signed rank p (two-sided, uncorrected).",
         "",
         f"    python -m tools {shlex.join(sys.argv[1:])}",
         "",

@@ -27,7 +27,8 @@ def read_settings(file: Path, group: str) -> dict[str, Any]:
                  if there are two, and one column for each value of the last. Optional: ``less_is_better``, and a
                  ``title`` in place of the measure's name.
                  A row whose entry in one of the columns is empty belongs to no column, and one without a number of the
-                 measure does not count. So what is measured once a run (and not once a case) gets one row of its own
+                 measure does not count. So what is measured once a run (and not once a case) gets one row of its own,
+                 and no test
     floor        optional: the ``name`` of what needs no training, and its ``measures``: measure of a table to the
                  column that holds it
     ===========  =======================================================================================================

@@ -17,7 +17,7 @@ Rows = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Difference:
-    """The method minus a rival, over n pairs."""
+    """The method minus a rival, over n cases."""
 
     mean: float
     low: float  # 95 % interval
@@ -41,23 +41,26 @@ def mean_cell(columns: Sequence[Rows], measure: str) -> tuple[float, float]:
     return _mean([cell(rows, measure)[0] for rows in columns]), _spread(means)
 
 
-def paired(ours: Rows, theirs: Rows, measure: str, unit: Sequence[str], within: Sequence[str] = ()) -> Difference:
-    """Wilcoxon's signed rank test (two-sided) and Student's interval of the mean over units.
+def paired(ours: Rows, theirs: Rows, measure: str, within: Sequence[str] = ()) -> Difference:
+    """Wilcoxon's signed rank test (two-sided) and Student's interval of the mean over cases.
 
-    A unit is what is independent of training, such as a structure of a case; its seeds, folds and supports are averaged
-    first. Only what both sides have counts.
+    The unit is the case, a patient: its structures are not independent of each other, and as units of their own they
+    would make p too small. Of each structure the seeds, folds, supports and scans are averaged first, then the
+    structures of the case, each of them counting alike. Only what both sides have counts. What is measured once a run
+    has no case of its own: all of it is one unit, which has a difference and no test.
 
     Args:
-        unit: the columns that name a unit.
-        within: columns that tell the rows of a unit apart, such as the seed: where one side lacks a seed's number, the
-            other's does not count either.
+        within: columns that tell the rows of a structure of a case apart, such as the seed: where one side lacks a
+            seed's number, the other's does not count either.
     """
-    left, right = (units(rows, measure, (*unit, *within)) for rows in (ours, theirs))
-    gains: dict[tuple, list[float]] = defaultdict(list)
+    left, right = (units(rows, measure, ("case", "structure", *within)) for rows in (ours, theirs))
+    gains: dict[str, dict[str, list[float]]] = {}
     for key in left:
         if key in right:
-            gains[key[: len(unit)]].append(left[key] - right[key])
-    difference = np.array([fmean(values) for values in gains.values()]).round(9)  # rounded: ties must stay ties
+            case, structure, *_ = key
+            gains.setdefault(case, {}).setdefault(structure, []).append(left[key] - right[key])
+    means = [fmean(map(fmean, structures.values())) for structures in gains.values()]
+    difference = np.array(means).round(9)  # rounded: ties must stay ties
     mean = _mean(difference.tolist())
     if len(difference) < 2:
         return Difference(mean, math.nan, math.nan, math.nan, len(difference))

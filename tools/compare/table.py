@@ -70,10 +70,10 @@ def _table(name: str, rows: Rows, entry: dict[str, Any], settings: dict[str, Any
         lines[side] = [cell(group, measure) for group in groups] + [mean_cell(groups, measure)]
     if floor:
         lines[floor] = [(mean, math.nan) for mean, _ in lines[floor]]  # nothing of it has a seed
-    # rows of a unit are told apart by these; images of one case, by `scan`, are not independent of each other
-    within = {"scan", *settings["grid"], *(key for other in settings["tables"] for key in other["columns"])}
+    # what may tell the rows of a structure of a case apart
+    within = {"scan", "support", *settings["grid"], *(key for other in settings["tables"] for key in other["columns"])}
     (_, ours), *rivals = sides.items()
-    tests = {rival: paired(ours, theirs, measure, ("case", column), sorted(within)) for rival, theirs in rivals}
+    tests = {rival: paired(ours, theirs, measure, sorted(within)) for rival, theirs in rivals}
     digits = digits_of(measure, [mean for line in lines.values() for mean, _ in line])
     return Table(name, _head(name, entry, settings), label_of(entry), digits, [*columns, "mean"], lines, tests)
 

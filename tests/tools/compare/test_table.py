@@ -27,10 +27,7 @@ def rows_of(protocols=("parts3", "ep2")):
 
 
 def test_tables_by_hand():
-    """The floor's ranks are 1.5, 1.5 up and 3.5, 3.5 down: 4 of 16 sign patterns have 3 or less up, p is twice that.
-
-    Its interval: differences 20, 20, -25, -25, mean -2.5, deviation 25.98, 3.182 * 25.98 / 2 = 41.3.
-    """
+    """Each case is 20 above the floor in the liver, 25 below in the spleen. Two cases have 4 sign patterns: p 0.5."""
     assert format_tables(make_tables(rows_of(), SETTINGS), "ours").split("\n\n")[:3] == ["""\
 | parts3 (%)  | liver       | spleen     | mean        |
 | ----------- | ----------- | ---------- | ----------- |
@@ -39,8 +36,8 @@ def test_tables_by_hand():
 | copied mask | 50.0        | 50.0       | 50.0        |""", """\
 | ours minus  | difference | 95 % interval  | p     | n |
 | ----------- | ---------- | -------------- | ----- | - |
-| theirs      | +10.0      | +10.0 to +10.0 | 0.125 | 4 |
-| copied mask | -2.5       | -43.8 to +38.8 | 0.500 | 4 |""", """\
+| theirs      | +10.0      | +10.0 to +10.0 | 0.500 | 2 |
+| copied mask | -2.5       | -2.5 to -2.5   | 0.500 | 2 |""", """\
 | ep2 (%)     | liver      | spleen     | mean       |
 | ----------- | ---------- | ---------- | ---------- |
 | ours        | 35.0 ± 7.1 | 12.5 ± 3.5 | 23.8 ± 5.3 |
@@ -76,7 +73,7 @@ def test_raw_measures_beside_shares():
 
 | ours minus | difference | 95 % interval | p     | n |
 | ---------- | ---------- | ------------- | ----- | - |
-| theirs     | -2.0       | -2.0 to -2.0  | 0.125 | 4 |"""
+| theirs     | -2.0       | -2.0 to -2.0  | 0.500 | 2 |"""
 
 
 def test_one_measure_is_named_by_its_unit_where_a_table_has_a_name():
@@ -100,7 +97,7 @@ def test_rows_without_a_column_or_a_number_belong_to_no_table():
         entry("dice", "protocol", "structure"), entry("scatter", "protocol", "seed")]})
     assert dice.columns == again.columns == ["liver", "spleen", "mean"]
     assert scatter.name == "parts3" and scatter.columns == ["0", "1", "mean"]  # there is no table of ep2
-    assert scatter.tests["theirs"].n == 2
+    assert "| theirs     | -0.400     | -             | - | 1 |" in format_tables([scatter], "ours")  # no case, no test
     assert [round(mean, 6) for mean, _ in scatter.lines["ours"]] == [0.1, 0.3, 0.2]
 
 
@@ -111,7 +108,7 @@ def test_cases_without_a_number_on_one_side_are_left_out_on_both():
         row["dice"] = of.get((row["variant"], row["structure"], row["seed"], row["case"]), row["dice"])
     test = make_tables(rows, SETTINGS | {"floor": {}})[0].tests["theirs"]
     # spleen of a: (0.9 - 0.1 + 0.1) / 2; the other three 0.1 as ever, liver of a from seed 1, spleen of b from seed 0
-    assert test.n == 4 and round(test.mean, 6) == 100 * round((0.45 + 3 * 0.1) / 4, 8)
+    assert test.n == 2 and round(test.mean, 6) == 100 * round(((0.45 + 0.1) / 2 + 0.1) / 2, 8)
 
 
 def test_jaccard_is_a_share():
@@ -121,6 +118,21 @@ def test_jaccard_is_a_share():
         "| Jaccard (%) | liver      | spleen     | mean       |",
         "| ----------- | ---------- | ---------- | ---------- |",
         "| ours        | 35.0 ± 7.1 | 12.5 ± 3.5 | 23.8 ± 5.3 |"]
+
+
+def test_a_case_is_one_unit_whatever_the_columns_are():
+    """Organs from runs of their own, structures in columns, structures inside of a domain: the cases are counted."""
+    gains = {"a": (0.1, 0.3), "b": (0.2, 0.2), "c": (0.3, 0.5)}  # liver, spleen
+    rows = [{"variant": variant, "novel_labels": str([k]), "structure": structure, "domain": "BA"[case == "a"],
+             "seed": seed, "support": support, "case": case, "dice": 0.1 + gains[case][k] * (variant == "ours")}
+            for variant in ("ours", "theirs") for case in gains for k, structure in enumerate(("liver", "spleen"))
+            for seed in (0, 1) for support in ("s", "t")]  # fmt: skip
+    rows[0]["dice"] = math.nan  # of ours, with support s: theirs does not count there
+    rows[len(rows) // 2]["dice"] = 0.9
+    for column in ("structure", "domain", "seed"):
+        settings = SETTINGS | {"tables": [entry("dice", column)], "floor": {}, "grid": {"seed": [], "novel_labels": []}}
+        test = make_tables(rows, settings)[0].tests["theirs"]
+        assert test.n == 3 and round(test.mean, 6) == round(100 * (0.2 + 0.2 + 0.4) / 3, 6)
 
 
 def test_scans_of_a_case_are_paired_one_by_one_and_make_one_unit():
