@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from common.networks.blocks import check_image, crop
+from common.networks.blocks import check_image
 from common.networks.mamba import MambaBlock
 
 __all__ = ["FILTERS", "HighFrequencyMamba", "HighPass"]
 
-FILTERS = ("fft_gaussian", "fft_ideal", "laplacian", "haar", "none")
+FILTERS = ("fft_gaussian", "none")
 
 
 class HighPass(nn.Module):
     r"""What is left of an image without its low frequencies; a constant image leaves nothing.
 
-    ``fft_gaussian`` multiplies the spectrum by :math:`1 - e^{-|k|^2 / 2\sigma^2}` and ``fft_ideal`` removes
-    :math:`|k| \le \sigma`, with each axis of :math:`k` scaled to [-1, 1]; ``laplacian`` is a pixel less the mean of its
-    nearest neighbours, ``haar`` an image less the means of its blocks of two pixels an axis (the lowest band of one
-    Haar step), both with the edges repeated; ``none`` is the image itself.
+    ``fft_gaussian`` multiplies the spectrum by :math:`1 - e^{-|k|^2 / 2\sigma^2}`, with each axis of :math:`k` scaled
+    to [-1, 1]; ``none`` is the image itself.
 
     Args:
         kind: one of `FILTERS`.
-        cutoff: :math:`\sigma` of the two filters in the spectrum.
+        cutoff: :math:`\sigma`.
 
     Shape:
         ``(B, C, *spatial)`` of two or three spatial axes, any size, to the same; the spectrum is taken in float32 for
@@ -40,10 +37,6 @@ class HighPass(nn.Module):
         self.cutoff = cutoff
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if self.kind == "laplacian":
-            return _less_neighbours(image)
-        if self.kind == "haar":
-            return _less_block_means(image)
         return image if self.kind == "none" else self._filter_spectrum(image)
 
     def _filter_spectrum(self, image: torch.Tensor) -> torch.Tensor:
@@ -55,10 +48,7 @@ class HighPass(nn.Module):
             k = torch.arange(spectrum.shape[axis], dtype=x.dtype, device=x.device)
             k = torch.minimum(k, x.shape[axis] - k) * (2.0 / x.shape[axis])  # the sign is lost in the square
             square = square + k.square().view([-1] + [1] * (x.dim() - 1 - axis))
-        if self.kind == "fft_gaussian":
-            gain = -torch.expm1(-square / (2 * self.cutoff**2))
-        else:
-            gain = (square > self.cutoff**2 * (1 + 1e-5)).to(x.dtype)  # rounding must not let a wave on the rim pass
+        gain = -torch.expm1(-square / (2 * self.cutoff**2))
         return torch.fft.irfftn(spectrum * gain, s=x.shape[2:], dim=axes).to(image.dtype)
 
 
@@ -77,7 +67,7 @@ class HighFrequencyMamba(nn.Module):
     Args:
         channels: of the image, C.
         high_pass: one of `FILTERS`.
-        cutoff: of the filters in the spectrum, as a share of the highest frequency.
+        cutoff: of the filter, as a share of the highest frequency.
         scan: one of `common.networks.mamba.SCANS`, the orders in which the voxels are scanned.
         d_state, expand: of the `MambaBlock`.
 
@@ -121,29 +111,3 @@ class HighFrequencyMamba(nn.Module):
         attended = image * (1 + self.attention(self.high_pass(image)))
         tokens = self.mamba(self.norm(attended.flatten(2).transpose(1, 2)), image.shape[2:])
         return image + self.scale * self.mix(tokens.transpose(1, 2).reshape(image.shape))
-
-
-def _less_neighbours(image: torch.Tensor) -> torch.Tensor:
-    """A pixel less the mean of its two neighbours on every axis; an edge is its own neighbour."""
-    axes = image.dim() - 2
-    padded = F.pad(image, [1, 1] * axes, mode="replicate")
-    total = torch.zeros_like(image)
-    for axis in range(2, image.dim()):
-        line = padded
-        for other in range(2, image.dim()):
-            if other != axis:
-                line = line.narrow(other, 1, image.shape[other])
-        total = total + line.narrow(axis, 0, image.shape[axis]) + line.narrow(axis, 2, image.shape[axis])
-    return image - total / (2 * axes)
-
-
-def _less_block_means(image: torch.Tensor) -> torch.Tensor:
-    """A pixel less the mean of its block of two pixels an axis."""
-    ends: list[int] = []
-    for axis in range(image.dim() - 1, 1, -1):
-        ends += [0, image.shape[axis] % 2]
-    means = F.pad(image, ends, mode="replicate")
-    means = F.avg_pool2d(means, 2) if image.dim() == 4 else F.avg_pool3d(means, 2)
-    for axis in range(2, image.dim()):
-        means = means.repeat_interleave(2, axis)
-    return image - crop(means, image.shape[2:])

@@ -12,15 +12,16 @@ from common.selective_scan import selective_scan
 
 __all__ = ["SCANS", "MambaBlock", "from_sequences", "scan_orders", "to_sequences"]
 
-SCANS = ("forward", "bidirectional", "tri_axial", "tri_bidirectional")
+SCANS = ("bidirectional", "tri_axial")
+TAPS = 4  # of the convolution
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4  # of the first step sizes
 
 
 def scan_orders(scan: str, spatial_dims: int) -> tuple[list[list[int]], list[bool]]:
     """The orders in which a scan visits a grid: for each the axes, slowest first, and whether it runs backwards.
 
-    ``forward`` is the order in memory, ``tri_axial`` lets each axis in turn be the fastest, the others keeping their
-    order; ``bidirectional`` and ``tri_bidirectional`` add every order backwards.
+    ``bidirectional`` is the order in memory and the same backwards; ``tri_axial`` lets each axis in turn be the
+    fastest, the others keeping their order: of a plain sequence it is the one order forwards.
 
     Raises:
         ValueError: an unknown scan.
@@ -28,10 +29,9 @@ def scan_orders(scan: str, spatial_dims: int) -> tuple[list[list[int]], list[boo
     if scan not in SCANS:
         raise ValueError(f"scan must be one of {SCANS}, got {scan!r}.")
     axes = list(range(spatial_dims))
-    fastest = axes[::-1] if scan.startswith("tri") else axes[-1:]
-    permutations = [[axis for axis in axes if axis != last] + [last] for last in fastest]
-    if scan.endswith("bidirectional"):
-        return permutations * 2, [False] * len(permutations) + [True] * len(permutations)
+    if scan == "bidirectional":
+        return [axes, axes], [False, True]
+    permutations = [[axis for axis in axes if axis != last] + [last] for last in axes[::-1]]
     return permutations, [False] * len(permutations)
 
 
@@ -75,9 +75,7 @@ class MambaBlock(nn.Module):
     Args:
         channels: of a token, C.
         d_state: states N of a channel.
-        d_conv: taps of the convolution.
         expand: inner channels E in units of C.
-        dt_rank: rank of the map to the step sizes; "auto" takes a sixteenth of C.
         scan: one of `SCANS`.
         spatial_dims: axes of the grid the tokens lie on, slowest first; 1 for a plain sequence.
 
@@ -92,25 +90,23 @@ class MambaBlock(nn.Module):
         self,
         channels: int,
         d_state: int = 16,
-        d_conv: int = 4,
         expand: int = 2,
-        dt_rank: int | str = "auto",
-        scan: str = "forward",
+        scan: str = "tri_axial",
         spatial_dims: int = 1,
     ) -> None:
         super().__init__()
-        rank: int = ceil(channels / 16) if dt_rank == "auto" else dt_rank
-        if min(channels, d_state, d_conv, expand, rank, spatial_dims) < 1:
+        if min(channels, d_state, expand, spatial_dims) < 1:
             raise ValueError(
-                "channels, d_state, d_conv, expand, dt_rank and spatial_dims must be at least 1, "
-                f"got {channels}, {d_state}, {d_conv}, {expand}, {rank}, {spatial_dims}."
+                "channels, d_state, expand and spatial_dims must be at least 1, "
+                f"got {channels}, {d_state}, {expand}, {spatial_dims}."
             )
+        rank = ceil(channels / 16)  # of the map to the step sizes
         self.permutations, self.backwards = scan_orders(scan, spatial_dims)
         self.channels, self.states, self.rank, self.orders = channels, d_state, rank, len(self.backwards)
         self.inner = inner = expand * channels
         every = self.orders * inner
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(every, every, d_conv, groups=every, padding=d_conv - 1)
+        self.conv1d = nn.Conv1d(every, every, TAPS, groups=every, padding=TAPS - 1)
         self.x_proj = nn.Linear(inner, self.orders * (rank + 2 * d_state), bias=False)
         self.dt_proj = nn.Linear(rank, every)
         self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(every, 1))

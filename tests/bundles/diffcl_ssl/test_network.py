@@ -79,9 +79,9 @@ def test_a_block_ends_the_stages_asked_for():
 
 
 def test_blocks_get_the_options():
-    options = {"high_pass": "fft_ideal", "cutoff": 0.5, "scan": "tri_axial", "d_state": 3, "expand": 2}
+    options = {"high_pass": "none", "cutoff": 0.5, "scan": "tri_axial", "d_state": 3, "expand": 2}
     (block,) = blocks(make(mamba_stages=[5], **options)).values()
-    assert (block.high_pass.kind, block.high_pass.cutoff) == ("fft_ideal", 0.5) and block.spatial_dims == 3
+    assert (block.high_pass.kind, block.high_pass.cutoff) == ("none", 0.5) and block.spatial_dims == 3
     assert block.mamba.A_log.shape == (3 * 2 * 64, 3)  # orders, expand, channels; states
     (block,) = blocks(ConvolutionalNetwork(width=4, mamba_stages=[4])).values()
     assert block.high_pass.kind == "fft_gaussian" and block.mamba.A_log.shape == (2 * 32, 8)

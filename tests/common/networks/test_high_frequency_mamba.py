@@ -40,31 +40,8 @@ def spectral_filter(image, gain):
     return out.real
 
 
-def neighbours(image):
-    out = torch.zeros_like(image)
-    for place in itertools.product(*(range(n) for n in image.shape)):
-        for axis, n in enumerate(image.shape):
-            for shift in (-1, 1):
-                beside = list(place)
-                beside[axis] = min(max(beside[axis] + shift, 0), n - 1)
-                out[place] += image[tuple(beside)] / (2 * image.ndim)
-    return image - out
-
-
-def block_means(image):
-    out = image.clone()
-    for place in itertools.product(*(range(n) for n in image.shape)):
-        pairs = ([min(2 * (i // 2) + step, n - 1) for step in (0, 1)] for i, n in zip(place, image.shape, strict=True))
-        block = [image[at] for at in itertools.product(*pairs)]
-        out[place] -= sum(block) / len(block)
-    return out
-
-
 BY_HAND = {
     "fft_gaussian": lambda x: spectral_filter(x, lambda r: 1 - math.exp(-(r**2) / (2 * 0.4**2))),
-    "fft_ideal": lambda x: spectral_filter(x, lambda r: float(r > 0.4 + 1e-9)),  # 0.4: a wave of size 5
-    "laplacian": neighbours,
-    "haar": block_means,
     "none": lambda x: x,
 }
 
@@ -79,17 +56,15 @@ def test_filters_equal_their_definition(kind, size):
     torch.testing.assert_close(found(image.double()), expected, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FILTERS if kind != "none"])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_constant_leaves_nothing(kind, size):
-    assert HighPass(kind)(torch.full((1, 1, *size), 3.0)).abs().max() < 2e-6
+def test_a_constant_leaves_nothing(size):
+    assert HighPass()(torch.full((1, 1, *size), 3.0)).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FILTERS if kind != "none"])
-def test_a_step_leaves_its_edge(kind):
+def test_a_step_leaves_its_edge():
     image = torch.zeros(1, 1, 8, 33)
     image[..., 17:] = 1  # an edge between 16 and 17; the far ends are one too where the image is periodic
-    left = HighPass(kind)(image)[0, 0, 4].abs()
+    left = HighPass()(image)[0, 0, 4].abs()
     assert left[14:20].max() > 0.2 and left[14:20].max() > 2 * left[5:12].max()
 
 
@@ -100,7 +75,7 @@ def test_short_dtypes_are_filtered_in_float32():
     torch.testing.assert_close(found.float(), HighPass()(image.float()), atol=0.01, rtol=0.01)
 
 
-@pytest.mark.parametrize(("dims", "kind"), [(2, "fft_gaussian"), (3, "haar"), (3, "none")])
+@pytest.mark.parametrize(("dims", "kind"), [(2, "fft_gaussian"), (3, "fft_gaussian"), (3, "none")])
 def test_the_identity_at_first(dims, kind):
     image = 100 * noise(2, 3, *(3, 4, 5)[:dims])
     assert torch.equal(make(spatial_dims=dims, high_pass=kind)(image), image)
@@ -152,7 +127,7 @@ def test_script_equals_eager_at_two_sizes(kind, dims):
         torch.testing.assert_close(scripted(image), block(image), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["fft_gaussian", "laplacian"])
+@pytest.mark.parametrize("kind", FILTERS)
 def test_onnx_gives_the_same(kind, tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
