@@ -67,7 +67,8 @@ def make_runs(
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         for name, changes in variants.items():
-            files = ["train.json", *([changes["config"]] if "config" in changes else [])]
+            overlays = changes.get("config", [])
+            files = ["train.json", *([overlays] if isinstance(overlays, str) else overlays)]
             folder = output / "runs" / _slug(point_name(point)) / _slug(name)
             own = {key: value for key, value in changes.items() if key != "config"}
             merged = _fill(overrides | own | point, output)

@@ -16,8 +16,9 @@ def read_settings(file: Path, group: str) -> dict[str, Any]:
     """``compare.json``, with the wanted group as ``variants`` and with the defaults of its tables.
 
     ===========  =======================================================================================================
-    a group      name to the overrides of train.json; ``config`` among them names an overlay file of the same folder.
-                 ``variants`` is the group taken by default; the first of a group is tested against each other one
+    a group      name to the overrides of train.json; ``config`` among them names an overlay file of the same folder, or
+                 lists several, each laid over those before it. ``variants`` is the group taken by default; the first of
+                 a group is tested against each other one
     overrides    for all runs; ``{output}`` is the folder of the comparison
     grid         key of train.json to its values, the outermost first: a list, or what it takes from the data set:
                  ``each label``, ``each fold`` (of ``folds``, or else those that a training makes), ``each domain``
@@ -60,6 +61,9 @@ def _problems(given: dict[str, Any], group: str) -> list[str]:
                 for key, kind in KEYS.items() if not isinstance(given.get(key), kind)]
     problems += [f"`{key}`: expected a group of variants, found {json.dumps(given[key])}; settings are "
                  f"{', '.join(KEYS)}" for key in groups if not _is_group(given[key])]
+    problems += [f"`{key}`: expected a file's name or a list of them as `config` of {name}, found "
+                 f"{json.dumps(changes['config'])}" for key in groups if _is_group(given[key])
+                 for name, changes in given[key].items() if not _names_files(changes.get("config", []))]
     if group not in groups:
         problems.append(f"group: expected one of {', '.join(groups)}, found {group}")
     return problems or _problems_of_tables(given["tables"]) or _problems_of_floor(given["floor"], given["tables"])
@@ -67,6 +71,10 @@ def _problems(given: dict[str, Any], group: str) -> list[str]:
 
 def _is_group(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(changes, dict) for changes in value.values())
+
+
+def _names_files(config: Any) -> bool:
+    return isinstance(config, str) or isinstance(config, list) and all(isinstance(name, str) for name in config)
 
 
 def _problems_of_tables(tables: list) -> list[str]:

@@ -165,6 +165,19 @@ def test_overlay_file_and_default_folder(command, bundles, screen):
     assert "| overlay    | 81.2  | 75.0   | 78.1 |" in screen.readouterr().out  # a gain of 50 comes from its file
 
 
+def test_the_last_of_several_overlays_goes_before_the_others(command, bundles, screen):
+    configs = bundles / "toy_bundle" / "configs"
+    score = json.loads((configs / "other.json").read_text())["score"]
+    (configs / "third.json").write_text(json.dumps({"score": score | {"gain": 0.125}, "max_epochs": 9}))
+    files = {"one": "other.json", "two": ["third.json", "other.json"], "three": ["other.json", "third.json"]}
+    settings = json.loads((configs / "compare.json").read_text())
+    settings["variants"] = {name: {"config": config} for name, config in files.items()}
+    (configs / "compare.json").write_text(json.dumps(settings))
+    command(axes={"seeds": 0, "folds": 0, "labels": 1})
+    lines = screen.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:5]] == ["81.2", "81.2", "43.8"]  # gains of 50, 50 and 12.5
+
+
 def test_changed_overrides_are_refused_before_anything_runs(command, tmp_path):
     command(group="pair", axes={"seeds": 0, "folds": 0})
     with pytest.raises(SystemExit, match="max_epochs was 3, is now 4"):

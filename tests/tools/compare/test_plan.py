@@ -26,6 +26,14 @@ def test_a_run_has_shared_own_and_grid_overrides():
     assert run.folder == Path("/out/runs/seed_3/A+_x_") and run.name == "A+ (x), seed 3"
 
 
+def test_overlays_are_laid_over_train_json_in_order():
+    variants = {"A": {}, "B": {"config": "b.json"}, "C": {"config": ["c.json", "b.json"], "k": 1}}
+    runs = make_runs(Path("c"), variants, {"seed": [0]}, {}, Path("/out"))
+    assert [[Path(file).name for file in run.config_files] for run in runs] == [
+        ["train.json"], ["train.json", "b.json"], ["train.json", "c.json", "b.json"]]
+    assert runs[2].overrides == {"k": 1, "seed": 0}
+
+
 @pytest.mark.parametrize("key", ["seed", "ckpt_dir", "resume"])
 def test_overrides_without_effect_are_refused(key):
     check_overrides({"max_epochs": 3}, GRID)

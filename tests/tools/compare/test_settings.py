@@ -44,6 +44,19 @@ def test_every_problem_of_the_settings_is_listed(read):
     assert "`gird`: expected a group of variants" in text and "group: expected one of variants, gird" in text
 
 
+@pytest.mark.parametrize("config", ["a.json", ["a.json", "b.json"]])
+def test_a_variant_names_one_overlay_or_several(read, config):
+    assert read(SETTINGS | {"variants": {"a": {"config": config}}})["variants"]["a"]["config"] == config
+
+
+@pytest.mark.parametrize("config", [3, None, {"a.json": 1}, ["a.json", 1]])
+def test_overlays_that_are_no_names_are_refused_in_any_group(read, config):
+    with pytest.raises(SystemExit) as caught:
+        read(SETTINGS | {"ablation": {"a": {"config": "a.json"}, "b": {"config": config}}})
+    assert caught.value.code.splitlines()[1:] == [
+        f"  `ablation`: expected a file's name or a list of them as `config` of b, found {json.dumps(config)}"]
+
+
 def test_every_problem_of_the_tables_is_listed(read):
     tables = [TABLE, TABLE | {"colums": ["y"], "less_is_better": 1}, {"columns": ["x", "y", "z"]}, "dice",
               TABLE | {"columns": [3]}, TABLE | {"columns": []}]  # fmt: skip
