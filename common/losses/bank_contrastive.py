@@ -135,30 +135,26 @@ class BankContrastiveLoss(_Loss):
 
     Args:
         temperature: :math:`\tau > 0`.
-        reduction: ``pixel`` is the mean over the pixels that count, ``class`` the mean of the class means, ``none``
-            keeps ``(N,)`` with 0 for pixels that do not count.
         chunk: pixels compared with the bank at once; bounds the memory, leaves the result as it is.
 
     Shape:
-        features ``(N, A)``, labels ``(N,)``; returns a float32 scalar, in float32 under autocast too (float64 stays
-        float64). Pixels with a negative label or of a class whose bank is empty do not count; other classes with an
-        empty bank leave the denominator. ``0`` with zero gradient when no pixel counts, or when no other class is
-        filled. Differentiable once; the bank is taken as it is when the loss is called.
+        features ``(N, A)``, labels ``(N,)``; returns the mean over the pixels that count, a float32 scalar, in float32
+        under autocast too (float64 stays float64). Pixels with a negative label or of a class whose bank is empty do
+        not count; other classes with an empty bank leave the denominator. ``0`` with zero gradient when no pixel
+        counts, or when no other class is filled. Differentiable once; the bank is taken as it is when the loss is
+        called.
 
     Raises:
-        ValueError: temperature or chunk not positive, unknown reduction, features or labels that do not fit the bank.
+        ValueError: temperature or chunk not positive, features or labels that do not fit the bank.
     """
 
-    def __init__(self, temperature: float = 0.5, reduction: str = "pixel", chunk: int = 1024) -> None:
+    def __init__(self, temperature: float = 0.5, chunk: int = 1024) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}.")
-        if reduction not in ("pixel", "class", "none"):
-            raise ValueError(f"reduction must be 'pixel', 'class' or 'none', got {reduction!r}.")
         if chunk < 1:
             raise ValueError(f"chunk must be positive, got {chunk}.")
         self.temperature = temperature
-        self.reduction = reduction
         self.chunk = chunk
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, bank: ClassMemoryBank) -> torch.Tensor:
@@ -167,10 +163,5 @@ class BankContrastiveLoss(_Loss):
         banks = [bank.get(c).to(features.dtype) for c in range(bank.num_classes)]
         with torch.autocast(features.device.type, enabled=False):  # similarities and their exponentials in float32
             values = _PixelContrast.apply(features, labels, banks, self.temperature, self.chunk)
-        if self.reduction == "none":
-            return values
-        sizes = [int((labels == c).sum()) if len(remembered) else 0 for c, remembered in enumerate(banks)]
-        if self.reduction == "pixel":
-            return values.sum() / max(sum(sizes), 1)  # pixels that do not count have 0
-        means = [values[labels == c].mean() for c, size in enumerate(sizes) if size]
-        return torch.stack(means).mean() if means else values.sum()
+        counted = sum(int((labels == c).sum()) for c, remembered in enumerate(banks) if len(remembered))
+        return values.sum() / max(counted, 1)  # pixels that do not count have 0

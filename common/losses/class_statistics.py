@@ -119,19 +119,9 @@ class ClassStatistics(nn.Module):
         features, labels = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)  # without MONAI's meta
         place = self._place(features, labels, group)
         with torch.autocast(features.device.type, enabled=False):
-            self._add(batch_moments(features, place, self._part()), self.max_count)
-
-    @torch.no_grad()
-    def merge(self, other: ClassStatistics) -> None:
-        """Add all that ``other`` has seen, exactly (``max_count`` is not applied), as if this rank had seen it.
-
-        Raises:
-            ValueError: classes, feature width, covariance or groups differ.
-        """
-        mine, theirs = ([None if t is None else tuple(t.shape) for t in s._part()] for s in (self, other))
-        if mine != theirs:
-            raise ValueError(f"expected statistics with count, mean and cov {mine}, got {theirs}.")
-        self._add(other._all().each(lambda t: t.to(self.count.device)))
+            moments = batch_moments(features, place, self._part())
+            prefix = "new_" if _distributed() else ""
+            self._store(prefix, merge_moments(self._part(prefix).capped(self.max_count, moments), moments))
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -143,7 +133,7 @@ class ClassStatistics(nn.Module):
         dist.all_gather(ranks, own.packed())
         added = reduce(merge_moments, map(own.unpack, ranks))
         self._store("", merge_moments(self._part().capped(self.max_count, added), added))
-        self._clear("new_")
+        self._part("new_").each(torch.Tensor.zero_)
 
     @torch.no_grad()
     def pooled(self) -> GaussianStats:
@@ -183,11 +173,6 @@ class ClassStatistics(nn.Module):
         share = torch.where(total > 0, apart / total, 0.0)  # constant features have no scatter
         return share[seen.sum(0) >= 2].mean()
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._clear("")
-        self._clear("new_")
-
     def _place(self, features: torch.Tensor, labels: torch.Tensor, group: int | torch.Tensor | None) -> torch.Tensor:
         """Index of each pixel's Gaussian among the G * C, -1 where it is ignored."""
         groups, classes, width = self.mean.shape
@@ -206,10 +191,6 @@ class ClassStatistics(nn.Module):
             raise ValueError(f"groups must not be negative, found {int(group.min())}.")
         return torch.where(labels < 0, -1, group.long() * classes + labels.long())
 
-    def _add(self, moments: Moments, max_count: int | None = None) -> None:
-        prefix = "new_" if _distributed() else ""
-        self._store(prefix, merge_moments(self._part(prefix).capped(max_count, moments), moments))
-
     def _part(self, prefix: str = "") -> Moments:
         return Moments(*(getattr(self, prefix + name) for name in Moments._fields))
 
@@ -220,9 +201,6 @@ class ClassStatistics(nn.Module):
         for buffer, value in zip(self._part(prefix), moments, strict=True):
             if buffer is not None:
                 buffer.copy_(value)
-
-    def _clear(self, prefix: str) -> None:
-        self._part(prefix).each(torch.Tensor.zero_)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> ClassStatistics:
         """Move with the module, but keep counts in float64 and the moments in float32 or float64."""

@@ -77,7 +77,6 @@ class ExpectedCrossEntropyLoss(_Loss):
 
     Args:
         max_margin: the clamp on both sides, above 0; ``math.inf`` for none. A margin at the clamp has no gradient.
-        detach_weight: take the head's weight in the margin for a constant, so that it learns by the logits alone.
         reduction: ``mean`` over the voxels that count, ``class`` is the mean of the means of the classes, or ``none``.
 
     Shape:
@@ -91,14 +90,13 @@ class ExpectedCrossEntropyLoss(_Loss):
         ValueError: an option or the strength is out of its range, the shapes do not fit, or a label is K or more.
     """
 
-    def __init__(self, max_margin: float = 10.0, detach_weight: bool = False, reduction: str = "mean") -> None:
+    def __init__(self, max_margin: float = 10.0, reduction: str = "mean") -> None:
         super().__init__()
         if not max_margin > 0:
             raise ValueError(f"max_margin must be above 0, got {max_margin}.")
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
-        self.max_margin, self.detach_weight = max_margin, detach_weight
-        self.reduction = reduction
+        self.max_margin, self.reduction = max_margin, reduction
 
     def margins(
         self, weight: torch.Tensor, strength: float, mean_shift: torch.Tensor | None, cov: torch.Tensor | None
@@ -106,7 +104,7 @@ class ExpectedCrossEntropyLoss(_Loss):
         """What is added to each logit, ``(K, K)`` with the label's class first: clamped, with 0 on the diagonal."""
         if not 0 <= strength < math.inf:
             raise ValueError(f"strength must be a number of at least 0, got {strength}.")
-        linear, quadratic = margin_tables(weight.detach() if self.detach_weight else weight, mean_shift, cov)
+        linear, quadratic = margin_tables(weight, mean_shift, cov)
         return (strength * linear + 0.5 * strength * quadratic).clamp(-self.max_margin, self.max_margin)
 
     def forward(

@@ -10,34 +10,18 @@ from .class_statistics import GaussianStats, check_whole
 REDUCTIONS = ("pixel", "class", "none")
 
 
-def quad_form(features: torch.Tensor, cov: torch.Tensor, chunk: int = 4096) -> torch.Tensor:
-    """The variance :math:`q^T Sigma_c q` of each feature under each class, never below 0.
-
-    Args:
-        features: ``(N, A)``.
-        cov: symmetric ``(C, A, A)``, or the diagonals ``(C, A)``.
-        chunk: features taken at once.
-
-    Shape:
-        returns ``(N, C)``, in float32 under autocast (float64 features stay float64).
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        return torch.cat([_forms(q, cov.to(dtype))[0] for q in features.to(dtype).split(chunk)])
-
-
 class GaussianContrastiveLoss(_Loss):
     r"""Pixel-to-class contrast in expectation over Gaussian classes: a closed upper bound.
 
     .. math:: L_i = \log \sum_c e^{z_{ic}} - \frac{q_i^\top \mu_y}{\tau}, \qquad
               z_{ic} = \frac{q_i^\top \mu_c}{\tau} + \frac{s_{ic}}2, \qquad
-              s_{ic} = \lambda \frac{q_i^\top \Sigma_c\, q_i}{\tau^2}
+              s_{ic} = \frac{q_i^\top \Sigma_c\, q_i}{\tau^2}
 
     that is cross-entropy plus :math:`s_{iy}/2`. It bounds the contrast of :math:`q_i` with one positive
     and infinitely many negatives drawn from the Gaussians from above, the tighter the smaller s: by
     :math:`\tfrac12 p_y^2 s_y` in the limit. Without a covariance it is plain cross-entropy over the prototypes.
 
-    The gradient, :math:`(\sum_c p_c \mu_c - \mu_y)/\tau + \lambda \sum_c p_c \Sigma_c q / \tau^2` with p the softmax of
+    The gradient, :math:`(\sum_c p_c \mu_c - \mu_y)/\tau + \sum_c p_c \Sigma_c q / \tau^2` with p the softmax of
     z, is formed in the forward pass, chunk by chunk, where the products :math:`\Sigma_c q` are at hand: half the matrix
     products of a second pass, and all that is kept for the backward pass is N x A numbers.
 
@@ -49,7 +33,6 @@ class GaussianContrastiveLoss(_Loss):
     Args:
         temperature: :math:`\tau > 0`. At 100, with features of unit length, the loss is a constant to 1 %; below 0.2
             the quadratic term dominates and the bound is loose.
-        cov_scale: :math:`\lambda \ge 0`, on the covariance.
         reduction: ``pixel``, the mean over pixels; ``class``, the mean of the means of the classes present; ``none``.
         chunk: pixels taken at once.
 
@@ -62,19 +45,13 @@ class GaussianContrastiveLoss(_Loss):
         ValueError: an option is out of its range, the shapes do not fit, or a label is C or more.
     """
 
-    def __init__(
-        self, temperature: float = 0.5, cov_scale: float = 1.0, reduction: str = "pixel", chunk: int = 4096
-    ) -> None:
+    def __init__(self, temperature: float = 0.5, reduction: str = "pixel", chunk: int = 4096) -> None:
         super().__init__()
-        if temperature <= 0 or cov_scale < 0 or chunk < 1:
-            raise ValueError(
-                "temperature must be positive, cov_scale not negative and chunk at least 1, "
-                f"got {temperature}, {cov_scale} and {chunk}."
-            )
+        if temperature <= 0 or chunk < 1:
+            raise ValueError(f"temperature must be positive and chunk at least 1, got {temperature} and {chunk}.")
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
-        self.temperature, self.cov_scale, self.chunk = temperature, cov_scale, chunk
-        self.reduction = reduction
+        self.temperature, self.reduction, self.chunk = temperature, reduction, chunk
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, stats: GaussianStats) -> torch.Tensor:
         classes, width = stats.mean.shape
@@ -103,7 +80,7 @@ class GaussianContrastiveLoss(_Loss):
         """Loss of each pixel, ``place`` being its class among the valid ones."""
         mean = stats.mean.detach()[stats.valid].to(q.dtype) / self.temperature
         cov = None if stats.cov is None else stats.symmetric_cov().detach()[stats.valid].to(q.dtype)
-        cov = None if cov is None else cov * (self.cov_scale / self.temperature**2)
+        cov = None if cov is None else cov * (1 / self.temperature**2)
         return _Contrast.apply(q, place, mean, cov, self.chunk, torch.is_grad_enabled() and q.requires_grad)
 
 

@@ -16,32 +16,25 @@ class SymmetricKLLoss(_Loss):
     receive a gradient. Source: Zhou et al., "Generalizable Medical Image Segmentation via Random Amplitude Mixup and
     Domain-Specific Image Restoration", ECCV 2022, in the form of its code: element mean, no temperature, no
     stop-gradient. Departures: logarithms are formed from logits, where the code takes them of probabilities and gets
-    0 · (-inf) once one underflows; ``full_bernoulli`` completes the divergence of sigmoid channels with logits z, of
-    which the code has the first half alone:
-
-    .. math:: (p_b - p_a)(\log p_b - \log p_a) + (p_a - p_b)(\log(1 - p_b) - \log(1 - p_a)) = (p_b - p_a)(z_b - z_a)
+    0 · (-inf) once one underflows. Of sigmoid channels this is, as there, the half of p alone, without that of 1 - p.
 
     Args:
         activation: ``sigmoid`` (channels may overlap) or ``softmax`` (channels exclude each other).
-        full_bernoulli: add the (1-p) half; ``sigmoid`` only, a softmax has it in its other channels.
 
     Shape:
         both logits ``(B, K, *spatial)``; returns a float32 scalar (float64 stays float64), ``0`` when there is no
         element.
 
     Raises:
-        ValueError: unknown activation, ``full_bernoulli`` with softmax, shapes that differ or have no channels, or a
-            softmax over one channel (it is 1 whatever the logits).
+        ValueError: unknown activation, shapes that differ or have no channels, or a softmax over one channel (it is 1
+            whatever the logits).
     """
 
-    def __init__(self, activation: str = "sigmoid", full_bernoulli: bool = False) -> None:
+    def __init__(self, activation: str = "sigmoid") -> None:
         super().__init__()
         if activation not in ("sigmoid", "softmax"):
             raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}.")
-        if full_bernoulli and activation == "softmax":
-            raise ValueError("full_bernoulli belongs to activation 'sigmoid', got 'softmax'.")
         self.activation = activation
-        self.full_bernoulli = full_bernoulli
 
     def forward(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
         if logits_a.shape != logits_b.shape or logits_a.ndim < 2:
@@ -50,15 +43,9 @@ class SymmetricKLLoss(_Loss):
         if self.activation == "softmax" and logits_a.shape[1] < 2:
             raise ValueError(f"softmax needs 2 channels or more, got {tuple(logits_a.shape)}; use 'sigmoid' for one.")
         logits_a, logits_b = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (logits_a, logits_b))
-        total = self._half(logits_a, logits_b)
-        if self.full_bernoulli:
-            total = total + self._half(-logits_a, -logits_b)  # 1 - sigmoid(z) = sigmoid(-z), without cancellation
-        return total / max(logits_a.numel(), 1)
-
-    def _half(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
         if self.activation == "sigmoid":
             log_a, log_b = F.logsigmoid(logits_a), F.logsigmoid(logits_b)
         else:
             log_a, log_b = F.log_softmax(logits_a, dim=1), F.log_softmax(logits_b, dim=1)
         # p from log p: the two factors then have one sign, whatever the rounding
-        return ((log_b.exp() - log_a.exp()) * (log_b - log_a)).sum()
+        return ((log_b.exp() - log_a.exp()) * (log_b - log_a)).sum() / max(logits_a.numel(), 1)

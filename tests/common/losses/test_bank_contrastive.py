@@ -7,7 +7,6 @@ import torch
 
 from common.losses.bank_contrastive import BankContrastiveLoss, ClassMemoryBank
 
-REDUCTIONS = ["pixel", "class", "none"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -30,25 +29,27 @@ def case():
     return features, labels, make_bank(*(draw.standard_normal((size, 4)) for size in (5, 3, 6)), [])
 
 
-def naive(features, labels, bank, temperature, reduction):
+def naive(features, labels, bank, temperature):
     """The docstring's formula, one pixel and one positive at a time."""
     remembered = [bank.get(c).double().numpy() for c in range(bank.num_classes)]
-    by_class, values = {}, []
+    values = []
     for q, y in zip(features.double().numpy(), labels.tolist(), strict=True):
-        values.append(0.0)
         if y < 0 or not len(remembered[y]):
             continue
         negative = 0.0
         for c, others in enumerate(remembered):
             if c != y and len(others):
                 negative += sum(math.exp(q @ n / temperature) for n in others) / len(others)
+        values.append(0.0)
         for k in remembered[y]:
             own = math.exp(q @ k / temperature)
             values[-1] -= math.log(own / (own + negative)) / len(remembered[y])
-        by_class.setdefault(y, []).append(values[-1])
-    counted = [value for group in by_class.values() for value in group]
-    means = [sum(group) / len(group) for group in by_class.values()]
-    return {"none": values, "pixel": sum(counted) / len(counted), "class": sum(means) / len(means)}[reduction]
+    return sum(values) / len(values)
+
+
+def each(loss, features, labels, bank):
+    """The loss of every pixel by itself."""
+    return torch.stack([loss(features[i : i + 1], labels[i : i + 1], bank) for i in range(len(labels))])
 
 
 def test_value_worked_by_hand():
@@ -60,18 +61,16 @@ def test_value_worked_by_hand():
     assert BankContrastiveLoss(0.5)(query, torch.tensor([0]), bank).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_same_as_the_naive_loop(case, reduction):
-    value = BankContrastiveLoss(0.3, reduction)(*case)
-    assert value.tolist() == pytest.approx(naive(*case, 0.3, reduction), rel=1e-10)
-    in_float32 = BankContrastiveLoss(0.3, reduction)(case[0].float(), case[1], case[2].float())
+def test_same_as_the_naive_loop(case):
+    value = BankContrastiveLoss(0.3)(*case)
+    assert value.item() == pytest.approx(naive(*case, 0.3), rel=1e-10)
+    in_float32 = BankContrastiveLoss(0.3)(case[0].float(), case[1], case[2].float())
     torch.testing.assert_close(in_float32, value.float(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_gradient(case, reduction):
+def test_gradient(case):
     features, labels, bank = case
-    loss = BankContrastiveLoss(0.3, reduction)
+    loss = BankContrastiveLoss(0.3)
     assert torch.autograd.gradcheck(lambda q: loss(q, labels, bank), features.requires_grad_())
 
 
@@ -104,24 +103,20 @@ def test_float32_under_autocast(case):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, features)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("labels", [[], [-1, -1], [2, 2], [0, 0], [0, -1, 2]])
-def test_nothing_to_count_gives_zero_with_zero_gradient(labels, reduction):
+def test_nothing_to_count_gives_zero_with_zero_gradient(labels):
     """No pixel, none with a label, none whose class is known; no other class to contrast with; a mix of these."""
     bank = make_bank([[1.0, 2.0]], [], [])
     features = torch.randn(len(labels), 2, dtype=torch.float64, requires_grad=True)
-    value = BankContrastiveLoss(reduction=reduction)(features, torch.tensor(labels, dtype=torch.int64), bank)
-    value.sum().backward()
-    assert (value == 0).all() and (features.grad == 0).all() and features.grad.shape == features.shape
-    assert value.shape == ((len(labels),) if reduction == "none" else ())
+    value = BankContrastiveLoss()(features, torch.tensor(labels, dtype=torch.int64), bank)
+    value.backward()
+    assert value == 0 and value.shape == () and (features.grad == 0).all() and features.grad.shape == features.shape
 
 
 def test_bad_input_is_refused(case):
     features, labels, bank = case
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         BankContrastiveLoss(temperature=0)
-    with pytest.raises(ValueError, match="reduction must be .* got 'mean'"):
-        BankContrastiveLoss(reduction="mean")
     with pytest.raises(ValueError, match="chunk must be positive, got 0"):
         BankContrastiveLoss(chunk=0)
     with pytest.raises(ValueError, match="must be positive, got 3, 0, 5"):
@@ -249,16 +244,16 @@ def test_chunks_leave_the_result_as_it_is(case, chunk):
 def test_order_size_and_further_classes(case):
     """Order in a class, features held twice, names of classes, and the scale of all (squared in tau) are nothing."""
     features, labels, bank = case
-    loss, remembered = BankContrastiveLoss(0.4, "none"), [bank.get(c) for c in range(3)]
+    loss, remembered = BankContrastiveLoss(0.4), [bank.get(c) for c in range(3)]
     value = loss(*case)
     renamed = torch.where(labels < 0, labels, 3 - labels)
     torch.testing.assert_close(loss(features, labels, make_bank(*(t.flip(0) for t in remembered), [])), value)
     torch.testing.assert_close(loss(features, labels, make_bank(*(t.repeat(2, 1) for t in remembered), [])), value)
     torch.testing.assert_close(loss(features, renamed, make_bank([], *remembered[::-1])), value)
     scaled = make_bank(*(3 * t for t in remembered), [])
-    torch.testing.assert_close(BankContrastiveLoss(0.4 * 9, "none")(3 * features, labels, scaled), value)
-    more = loss(features, labels, make_bank(*remembered, [[0.1, 0.2, 0.3, 0.4]]))
-    assert (more > value)[(labels >= 0) & (labels < 3)].all()  # a further class can only cost
+    torch.testing.assert_close(BankContrastiveLoss(0.4 * 9)(3 * features, labels, scaled), value)
+    more = each(loss, features, labels, make_bank(*remembered, [[0.1, 0.2, 0.3, 0.4]]))
+    assert (more > each(loss, *case))[(labels >= 0) & (labels < 3)].all()  # a further class can only cost
 
 
 def gaussian_classes(temperature, pixels=48, width=6, classes=3):
@@ -293,7 +288,7 @@ def test_tends_to_the_exact_expectation_as_the_bank_grows(temperature):
     for size in sizes:
         draw = np.random.default_rng(size)
         bank = make_bank(*(m + draw.standard_normal((size, len(m))) @ r.T for m, r in zip(mean, root, strict=True)))
-        values = BankContrastiveLoss(temperature, "none")(queries, labels, bank).numpy()
+        values = each(BankContrastiveLoss(temperature), queries, labels, bank).numpy()
         errors.append(np.sqrt(((values - exact) ** 2).mean()))
     assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
     scaled = np.array(errors) * np.sqrt(sizes)

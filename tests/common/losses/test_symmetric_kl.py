@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from common.losses.symmetric_kl import SymmetricKLLoss
 
-KINDS = [("sigmoid", False), ("sigmoid", True), ("softmax", False)]
+KINDS = ["sigmoid", "softmax"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -17,7 +17,7 @@ def logits():
     return [3 * torch.randn(2, 3, 2, 5, generator=draw, dtype=torch.float64) for _ in range(2)]
 
 
-def naive(logits_a, logits_b, activation, full_bernoulli):
+def naive(logits_a, logits_b, activation):
     """KL(p‖q) + KL(q‖p) with probabilities, one element at a time."""
     total, count = 0.0, 0
     columns_a, columns_b = (t.movedim(1, -1).reshape(-1, t.shape[1]).tolist() for t in (logits_a, logits_b))
@@ -28,8 +28,6 @@ def naive(logits_a, logits_b, activation, full_bernoulli):
             p, q = ([math.exp(z) / sum(math.exp(other) for other in row) for z in row] for row in (row_a, row_b))
         for one, other in zip(p, q, strict=True):
             total += one * math.log(one / other) + other * math.log(other / one)
-            if full_bernoulli:
-                total += (1 - one) * math.log((1 - one) / (1 - other)) + (1 - other) * math.log((1 - other) / (1 - one))
             count += 1
     return total / count
 
@@ -39,23 +37,22 @@ def logit(p):
 
 
 @pytest.mark.parametrize(
-    ("activation", "full_bernoulli", "expected"),
+    ("activation", "expected"),
     [
-        # channel 1: p = 0.5 and 0.75; channel 2 agrees. KL + KL of p: 0.25 log(1.5); of 1-p: -0.25 log(0.25 / 0.5)
-        ("sigmoid", False, 0.25 * math.log(1.5) / 2),
-        ("sigmoid", True, (0.25 * math.log(1.5) + 0.25 * math.log(2)) / 2),
-        # logits (0, 0) and (log 3, 0) are (0.5, 0.5) and (0.75, 0.25): the same two terms, one a channel
-        ("softmax", False, (0.25 * math.log(1.5) + 0.25 * math.log(2)) / 2),
+        # channel 1: p = 0.5 and 0.75; channel 2 agrees. KL + KL of p: 0.25 log(1.5)
+        ("sigmoid", 0.25 * math.log(1.5) / 2),
+        # logits (0, 0) and (log 3, 0) are (0.5, 0.5) and (0.75, 0.25): a term of -0.25 log(0.25 / 0.5) besides
+        ("softmax", (0.25 * math.log(1.5) + 0.25 * math.log(2)) / 2),
     ],
 )
-def test_value_worked_by_hand(activation, full_bernoulli, expected):
+def test_value_worked_by_hand(activation, expected):
     logits_a, logits_b = torch.tensor([[[0.0], [0.0]]]), torch.tensor([[[logit(0.75)], [0.0]]])  # (1, 2, 1)
-    assert SymmetricKLLoss(activation, full_bernoulli)(logits_a, logits_b).item() == pytest.approx(expected, rel=1e-6)
+    assert SymmetricKLLoss(activation)(logits_a, logits_b).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_as_the_naive_loop(logits, kind):
-    assert SymmetricKLLoss(*kind)(*logits).item() == pytest.approx(naive(*logits, *kind), rel=1e-10)
+    assert SymmetricKLLoss(kind)(*logits).item() == pytest.approx(naive(*logits, kind), rel=1e-10)
 
 
 def test_same_as_kl_div_of_torch(logits):
@@ -69,8 +66,8 @@ def test_same_as_kl_div_of_torch(logits):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_both_sides(logits, kind):
     inputs = [z.requires_grad_() for z in logits]
-    assert torch.autograd.gradcheck(SymmetricKLLoss(*kind), inputs)
-    SymmetricKLLoss(*kind)(*inputs).backward()
+    assert torch.autograd.gradcheck(SymmetricKLLoss(kind), inputs)
+    SymmetricKLLoss(kind)(*inputs).backward()
     assert all((z.grad.abs() > 0).all() for z in inputs)
 
 
@@ -81,7 +78,7 @@ def test_finite_at_the_extremes(dtype, kind):
     for levels in ([-200.0, -90.0, -17.0, 0.0, 17.0, 90.0, 200.0], [-6e4, 6e4]):
         grid = torch.cartesian_prod(torch.tensor(levels), torch.tensor(levels)).T.to(dtype)  # (2, pairs)
         inputs = [z.clone().requires_grad_() for z in (grid[None], grid.flip(0)[None])]
-        value = SymmetricKLLoss(*kind)(*inputs)
+        value = SymmetricKLLoss(kind)(*inputs)
         value.backward()
         assert torch.isfinite(value) and value > 0
         assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -94,23 +91,19 @@ def test_certain_predictions():
     value = SymmetricKLLoss()(*inputs)
     value.backward()
     assert value.item() == 200 and inputs[0].grad.item() == 0 and inputs[1].grad.item() == -1
-    assert SymmetricKLLoss(full_bernoulli=True)(*inputs).item() == 400
-    # in float32 both sigmoids are 1, yet their complements differ: (e^-20 - e^-30)(30 - 20)
-    confident = SymmetricKLLoss(full_bernoulli=True)(torch.tensor([[20.0]]), torch.tensor([[30.0]]))
-    assert confident.item() == pytest.approx(10 * (math.exp(-20) - math.exp(-30)), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_under_autocast(logits, kind):
     logits = [z.float() for z in logits]
     with torch.autocast("cpu", torch.bfloat16):
-        value = SymmetricKLLoss(*kind)(*logits)
-    torch.testing.assert_close(value, SymmetricKLLoss(*kind)(*logits), rtol=1e-6, atol=0)
+        value = SymmetricKLLoss(kind)(*logits)
+    torch.testing.assert_close(value, SymmetricKLLoss(kind)(*logits), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_to_count_when_equal_and_only_then(logits, kind):
-    loss = SymmetricKLLoss(*kind)
+    loss = SymmetricKLLoss(kind)
     inputs = [logits[0].clone().requires_grad_() for _ in range(2)]
     value = loss(*inputs)
     value.backward()
@@ -123,7 +116,7 @@ def test_nothing_to_count_when_equal_and_only_then(logits, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_symmetric_and_never_negative(logits, kind):
-    loss = SymmetricKLLoss(*kind)
+    loss = SymmetricKLLoss(kind)
     torch.testing.assert_close(loss(*logits), loss(*logits[::-1]), rtol=1e-14, atol=0)
     # neighbours in float32, where rounding alone decides the sign of a difference
     first = torch.randn(50_000, 1, 2, generator=torch.Generator().manual_seed(0))
@@ -132,20 +125,15 @@ def test_symmetric_and_never_negative(logits, kind):
     assert torch.func.vmap(loss)(first, second).min() >= 0
 
 
-def test_softmax_sees_differences_and_the_full_form_both_ways(logits):
-    softmax, full = SymmetricKLLoss("softmax"), SymmetricKLLoss(full_bernoulli=True)
+def test_softmax_sees_differences_and_sigmoid_one_way(logits):
+    softmax, half = SymmetricKLLoss("softmax"), SymmetricKLLoss()
     torch.testing.assert_close(softmax(logits[0] + 5, logits[1] - 2), softmax(*logits))
-    torch.testing.assert_close(full(-logits[0], -logits[1]), full(*logits))  # which class is called 1 does not matter
-    half = SymmetricKLLoss()
-    torch.testing.assert_close(full(*logits), half(*logits) + half(-logits[0], -logits[1]))
     assert abs(half(-logits[0], -logits[1]) - half(*logits)) > 1e-2
 
 
 def test_bad_input_is_refused(logits):
     with pytest.raises(ValueError, match="activation must be 'sigmoid' or 'softmax', got 'tanh'"):
         SymmetricKLLoss("tanh")
-    with pytest.raises(ValueError, match="full_bernoulli belongs to activation 'sigmoid'"):
-        SymmetricKLLoss("softmax", full_bernoulli=True)
     with pytest.raises(ValueError, match=r"one shape .*got \(2, 3, 2, 5\) and \(2, 1, 2, 5\)"):
         SymmetricKLLoss()(logits[0], logits[1][:, :1])  # would be broadcast
     with pytest.raises(ValueError, match=r"expected two logits .*got \(4,\) and \(4,\)"):
