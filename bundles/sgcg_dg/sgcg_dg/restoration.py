@@ -56,7 +56,7 @@ class RestorationDecoder(nn.Module):
         domains: number of source domains.
 
     Shape:
-        deepest map ``(B, 16w, *s)``, all of one domain, to images ``(B, C, *16s)``, or ``(B, C, *size)``, in -1 .. 1.
+        deepest map ``(B, 16w, *s)``, all of one domain, and a size to images ``(B, C, *size)`` in -1 .. 1.
 
     Raises:
         ValueError: the domain is not one of 0 .. domains - 1; the map has other channels; ``size`` exceeds ``16s``.
@@ -72,17 +72,16 @@ class RestorationDecoder(nn.Module):
         self.head = Conv["conv", spatial_dims](width, out_channels, 3, padding=1)
         init_convolutions(self)
 
-    def forward(self, deep: torch.Tensor, domain: int, size: Sequence[int] | None = None) -> torch.Tensor:
+    def forward(self, deep: torch.Tensor, domain: int, size: Sequence[int]) -> torch.Tensor:
         if not 0 <= domain < self.domains:
             raise ValueError(f"domain must be one of 0 .. {self.domains - 1}, got {domain}.")
         full = [16 * length for length in deep.shape[2:]]
-        size = full if size is None else list(size)
         if deep.shape[1] != self.in_channels or len(size) != len(full) or any(map(int.__gt__, size, full)):
             raise ValueError(
                 f"expected a deepest map (B, {self.in_channels}, *s) and sizes of at most 16 s = {full}; got a map "
-                f"{tuple(deep.shape)} and sizes {size}."
+                f"{tuple(deep.shape)} and sizes {list(size)}."
             )
         x = deep
         for block in self.blocks:
             x = block(x, domain)
-        return crop(torch.tanh(self.head(x)), size)
+        return crop(torch.tanh(self.head(x)), list(size))

@@ -44,7 +44,7 @@ def test_a_draw_is_a_function_of_seed_epoch_and_number():
     data = [{**item("ab"[i % 2], i), "image": torch.rand(3, 12, 10)} for i in range(6)]
 
     def make(seed=0, epoch=0):
-        mix = RandAmplitudeMixd("image", clip=(0.0, 1.0))
+        mix = RandAmplitudeMixd("image")
         flip = Compose([RandFlipd(["image", "label"], 0.5, axis) for axis in (0, 1)])
         dataset = DomainDataset(data, given, augmentation=flip, mix=mix, seed=seed)
         dataset.set_epoch(epoch)

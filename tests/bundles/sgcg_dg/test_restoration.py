@@ -7,6 +7,7 @@ from sgcg_dg.network import UNet
 from sgcg_dg.restoration import RestorationDecoder
 
 CONVS, NORMS = (nn.Conv2d, nn.Conv3d), (nn.BatchNorm2d, nn.BatchNorm3d)
+SIZE = (32, 32)
 
 
 def make(**kwargs):
@@ -57,7 +58,7 @@ def test_the_branch_is_the_one_described(dims):
     head = next(convs)
     x = torch.tanh(convolve(x, head.weight, head.bias, padding=1))
     assert next(convs, None) is None and next(norms, None) is None
-    torch.testing.assert_close(decoder(deep, 1), x, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(decoder(deep, 1, x.shape[2:]), x, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("domain", [0, 1, 2])
@@ -65,7 +66,7 @@ def test_training_a_domain_changes_its_own_norms_alone(domain):
     decoder = make().train()
     before = [buffers(decoder, d) for d in range(3)]
     assert len(before[domain]) == 12 * 3  # mean, variance and count of twelve norms
-    decoder(1 + deep_map(2, 64, 2, 2), domain).square().sum().backward()
+    decoder(1 + deep_map(2, 64, 2, 2), domain, SIZE).square().sum().backward()
     for d in range(3):
         changed = {key for key, value in buffers(decoder, d).items() if not torch.equal(value, before[d][key])}
         assert changed == (before[d].keys() if d == domain else set())
@@ -77,13 +78,13 @@ def test_convolutions_are_shared_and_norms_are_not():
     decoder, deep = make().train(), deep_map(2, 64, 2, 2)
     for shift, domain in ((0, 0), (2, 1)):
         for _ in range(5):
-            decoder(deep + shift, domain)
+            decoder(deep + shift, domain, SIZE)
     decoder.eval()
     with torch.no_grad():
-        assert not torch.allclose(decoder(deep, 0), decoder(deep, 1), atol=1e-2)
+        assert not torch.allclose(decoder(deep, 0, SIZE), decoder(deep, 1, SIZE), atol=1e-2)
         state = decoder.state_dict()
         decoder.load_state_dict({key: state[key.replace(".norms.2.", ".norms.1.")] for key in state})
-        torch.testing.assert_close(decoder(deep, 2), decoder(deep, 1), rtol=0, atol=0)
+        torch.testing.assert_close(decoder(deep, 2, SIZE), decoder(deep, 1, SIZE), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", [(50, 37), (32, 48), (9, 12), (20, 9, 17)])
@@ -94,8 +95,7 @@ def test_restores_the_size_of_the_image_from_its_deepest_map(size):
     image = decoder(deep, 0, size)
     assert image.shape == (2, 1, *size)
     assert -1 <= image.min() < 0 < image.max() <= 1
-    whole = decoder.eval()(deep, 0)
-    assert whole.shape[2:] == tuple(16 * n for n in deep.shape[2:])
+    whole = decoder.eval()(deep, 0, [16 * n for n in deep.shape[2:]])
     corner = whole[(..., *(slice(n) for n in size))]
     torch.testing.assert_close(decoder(deep, 0, list(size)), corner, rtol=0, atol=0)
 
@@ -109,7 +109,7 @@ def test_encoder_and_branch_learn_to_restore():
     losses = []
     for _ in range(25):
         deep, _ = network.features(images)
-        loss = sum(F.mse_loss(decoder(deep[d], i), images[d]) for i, d in enumerate((slice(0, 2), slice(2, 4))))
+        loss = sum(F.mse_loss(decoder(deep[d], i, SIZE), images[d]) for i, d in enumerate((slice(0, 2), slice(2, 4))))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -120,10 +120,10 @@ def test_encoder_and_branch_learn_to_restore():
 @pytest.mark.parametrize("domain", [-1, 3])
 def test_an_unknown_domain_is_refused(domain):
     with pytest.raises(ValueError, match=rf"domain must be one of 0 .. 2, got {domain}"):
-        make()(deep_map(1, 64, 2, 2), domain)
+        make()(deep_map(1, 64, 2, 2), domain, SIZE)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(32, None), (64, (33, 32)), (64, (32,))])
+@pytest.mark.parametrize(("channels", "size"), [(32, (32, 32)), (64, (33, 32)), (64, (32,))])
 def test_a_map_or_size_that_does_not_fit_is_refused(channels, size):
     with pytest.raises(ValueError, match=r"a deepest map \(B, 64, \*s\) and sizes of at most 16 s = \[32, 32\]"):
         make()(deep_map(1, channels, 2, 2), 0, size)
