@@ -9,30 +9,23 @@ from torch.nn.modules.loss import _Loss
 Projection = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value, each (M, A)
 
 
-def spatial_similarity(first: Projection, second: Projection, alignment: str = "ouali") -> torch.Tensor:
+def spatial_similarity(first: Projection, second: Projection) -> torch.Tensor:
     r"""Similarity of two sets of positions after each has been aligned to the other by attention.
 
     .. math:: r = \frac1{|\Omega_1|}\sum_l \cos(V_1^l, V_{2|1}^l) + \frac1{|\Omega_2|}\sum_l \cos(V_2^l, V_{1|2}^l),
               \qquad V_{2|1} = \mathrm{softmax}(Q_1 K_2^\top / \sqrt A)\, V_2
 
-    Source: Huang et al., ACM MM 2024, Eq. 4-6, in the order of Ouali et al., "Spatial Contrastive Learning for Few-Shot
-    Classification", 2021: the aligned values live on the positions they are compared with. Departures: Eq. 5 as
-    printed (``alignment="literal"``) multiplies softmax(Q_1 K_2ᵀ) with V_1, whose rows are positions of set 1 although
-    the columns index set 2; it is defined only for sets of one size and is kept for comparison.
+    Source: Huang et al., ACM MM 2024, Eq. 4-6. Departures: the order of the factors is that of Ouali et al., "Spatial
+    Contrastive Learning for Few-Shot Classification", 2021, where the aligned values live on the positions they are
+    compared with. Eq. 5 as printed multiplies softmax(Q_1 K_2ᵀ) with V_1, whose rows are positions of set 1 although
+    the columns index set 2; sets of different size have no such product.
 
     Args:
         first, second: ``(query, key, value)`` of each set.
 
     Shape:
         each tensor ``(M_i, A)``; returns a scalar in [-2, 2], in float32 under autocast.
-
-    Raises:
-        ValueError: unknown alignment, or ``literal`` with sets of different size.
     """
-    if alignment not in ("ouali", "literal"):
-        raise ValueError(f"alignment must be 'ouali' or 'literal', got {alignment!r}.")
-    if alignment == "literal" and first[0].shape != second[0].shape:
-        raise ValueError(f"literal alignment needs sets of one size, got {first[0].shape[0]} and {second[0].shape[0]}.")
     with torch.autocast(first[0].device.type, enabled=False):  # the softmax over positions needs float32
         dtype = torch.promote_types(first[0].dtype, torch.float32)
         q1, k1, v1 = (t.to(dtype) for t in first)
@@ -40,9 +33,7 @@ def spatial_similarity(first: Projection, second: Projection, alignment: str = "
         scale = q1.shape[1] ** -0.5
         from_second = torch.softmax(q1 @ k2.T * scale, dim=1)  # rows: positions of set 1
         from_first = torch.softmax(q2 @ k1.T * scale, dim=1)
-        if alignment == "ouali":
-            return F.cosine_similarity(v1, from_second @ v2).mean() + F.cosine_similarity(v2, from_first @ v1).mean()
-        return F.cosine_similarity(v1, from_first @ v2).mean() + F.cosine_similarity(v2, from_second @ v1).mean()
+        return F.cosine_similarity(v1, from_second @ v2).mean() + F.cosine_similarity(v2, from_first @ v1).mean()
 
 
 class SimilarityContrastiveLoss(_Loss):

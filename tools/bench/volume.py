@@ -9,15 +9,15 @@ import torch
 
 
 def volume(repeats: int) -> list[dict]:
+    from apscl_fewshot.decoders import PANetDecoder
     from apscl_fewshot.encoder import ResNetEncoder
-    from apscl_fewshot.guidance import MutualGuidanceDecoder
     from apscl_fewshot.network import FewShotNetwork
     from apscl_fewshot.position import PositionPrior
     from apscl_fewshot.protocol import SupportBank, choose_support, embed_slices, segment
 
     depth, side, labels = 36, 128, [1, 2, 3, 4]
     encoder = ResNetEncoder("resnet18", in_channels=1, feat_dim=128, width=32, norm="group")
-    network = FewShotNetwork(encoder, MutualGuidanceDecoder(projection="none"), position=PositionPrior()).eval()
+    network = FewShotNetwork(encoder, PANetDecoder(), position=PositionPrior()).eval()
     label = torch.zeros(depth, side, side, dtype=torch.uint8)
     for index, organ in enumerate(labels):
         label[4:32, 10 + 28 * index : 30 + 28 * index, 40:80] = organ

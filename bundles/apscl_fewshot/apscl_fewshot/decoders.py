@@ -1,5 +1,7 @@
 """How a query is segmented given the support: prototypes (PANet), local prototypes (ALPNet), a threshold (ADNet).
 
+The paper's own decoder is in :mod:`apscl_fewshot.guidance`.
+
 Every decoder has two steps, so that a support is read once for any number of queries and classes:
 ``condition(features (S, A, h, w), masks (S, 1, H, W))`` returns a *code*, a dictionary of tensors;
 ``decode(features (Q, A, h, w), code)`` returns logits ``(Q, 2, h, w)`` for background and foreground.

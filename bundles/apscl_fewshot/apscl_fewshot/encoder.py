@@ -32,15 +32,13 @@ class ResNetEncoder(nn.Module):
         feat_dim: channels A of the result; signed (no norm, no activation).
         width: channels of the first stage; 64 is torchvision's.
         norm: ``batch`` or ``group`` (8 groups; the same in training and evaluation, for steps of one or two images).
-        output_stride: 8, 16 or 32.
         weights: path of a torchvision or DeepLabV3 state dict, or null.
-        freeze_bn: keep batch-norm statistics and affine parameters fixed.
 
     Shape:
-        ``(B, C, H, W)`` to ``(B, A, H / output_stride, W / output_stride)``.
+        ``(B, C, H, W)`` to ``(B, A, H / 8, W / 8)``.
 
     Raises:
-        ValueError: unknown name, norm or stride, or weights of another depth or width (all misfits named).
+        ValueError: unknown name or norm, or weights of another depth or width (all misfits named).
     """
 
     def __init__(
@@ -50,44 +48,24 @@ class ResNetEncoder(nn.Module):
         feat_dim: int = 256,
         width: int = 64,
         norm: str = "batch",
-        output_stride: int = 8,
         weights: str | None = None,
-        freeze_bn: bool = False,
     ) -> None:
         super().__init__()
-        if name not in LAYERS or norm not in ("batch", "group") or output_stride not in (8, 16, 32):
-            raise ValueError(
-                f"name must be one of {sorted(LAYERS)}, norm batch or group, output_stride 8, 16 or 32; "
-                f"got {name!r}, {norm!r}, {output_stride}."
-            )
+        if name not in LAYERS or norm not in ("batch", "group"):
+            raise ValueError(f"name must be one of {sorted(LAYERS)}, norm batch or group; got {name!r}, {norm!r}.")
         block, layers = LAYERS[name]
         self.body = ResNet(
             block, layers, [width, width * 2, width * 4, width * 8], spatial_dims=2, n_input_channels=in_channels,
             conv1_t_size=7, conv1_t_stride=2, shortcut_type="B", feed_forward=False, bias_downsample=False,
         )  # fmt: skip
-        _dilate(self.body, output_stride)
+        _dilate(self.body)
         if norm == "group":
             _use_group_norm(self.body)
         expansion = 1 if block == "basic" else 4
         self.projection = nn.Conv2d(width * 8 * expansion, feat_dim, 1, bias=False)
         self.in_channels = in_channels
-        self.feat_dim = feat_dim
-        self.output_stride = output_stride
-        self.freeze_bn = freeze_bn
         if weights is not None:
             load_torchvision_weights(self.body, weights, name)
-        if freeze_bn:
-            for module in self.body.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> ResNetEncoder:
-        super().train(mode)
-        if self.freeze_bn:
-            for module in self.body.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if image.shape[1] == 1 and self.in_channels > 1:
@@ -145,20 +123,17 @@ def load_torchvision_weights(body: nn.Module, path: str | Path, name: str) -> No
     body.load_state_dict(state, strict=False)
 
 
-def _dilate(body: ResNet, output_stride: int) -> None:
-    """Trade stride for dilation: layer4 at stride 16, layer3 and layer4 at stride 8, as torchvision does."""
-    dilation = 1
-    for stage, replaced in ((body.layer3, output_stride < 16), (body.layer4, output_stride < 32)):
-        before = dilation
-        dilation *= 2 if replaced else 1
+def _dilate(body: ResNet) -> None:
+    """Trade the stride of layer3 and layer4 for dilation, as torchvision does for a map of an eighth of the size."""
+    for stage, before, after in ((body.layer3, 1, 2), (body.layer4, 2, 4)):
         for index, block in enumerate(stage):
-            step = before if index == 0 else dilation
+            step = before if index == 0 else after
             for conv in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
-                if replaced and index == 0:
+                if index == 0:
                     conv.stride = (1, 1)
                 if conv.kernel_size == (3, 3):
                     conv.dilation = conv.padding = (step, step)
-                    step = dilation  # the second 3 x 3 of a basic block lies behind the stride that was traded
+                    step = after  # the second 3 x 3 of a basic block lies behind the stride that was traded
 
 
 def _use_group_norm(module: nn.Module) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -68,26 +67,6 @@ class FeatureEnhancement(nn.Module):
     def forward(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         scale, shift = self.scale(latent)[..., None, None], self.shift(latent)[..., None, None]
         return features * (scale + 1.0 if self.residual else scale) + shift
-
-
-class LatentDecoder(nn.Module):
-    """Draw the mask back from the posterior's latent: it anchors the label branch to anatomy.
-
-    Source: none in the paper, where nothing but the KL sees the label's latent, so that a constant satisfies it. Used
-    by ``anchor="recon"``, in training only.
-
-    Shape:
-        ``(B, D)`` to logits ``(B, 1, H, W)`` of the size asked for.
-    """
-
-    def __init__(self, latent_dim: int = 32, hidden: int = 128, side: int = 16) -> None:
-        super().__init__()
-        self.side = side
-        self.layers = _mlp(latent_dim, hidden, side * side)
-
-    def forward(self, latent: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        logits = self.layers(latent).view(-1, 1, self.side, self.side)
-        return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

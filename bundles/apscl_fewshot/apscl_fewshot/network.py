@@ -10,50 +10,34 @@ from .decoders import Code
 from .latent import sample_latent
 from .position import body_frame
 
-LATENTS = ("prior", "posterior", "mix")
-
 
 class AnatomicalPrior(nn.Module):
     """The latent of an image and the feature enhancement (FEM) it drives.
 
-    Source: Huang et al., ACM MM 2024, section 3.3. Departures: ``latent_for_fem`` in training is the image's latent as
-    printed (``prior``), the mask's (``posterior``), or either by chance (``mix``).
+    Source: Huang et al., ACM MM 2024, section 3.3: the image's own latent, in training and at test time.
     """
 
-    def __init__(self, prior: nn.Module, enhancement: nn.Module, latent_for_fem: str = "prior") -> None:
+    def __init__(self, prior: nn.Module, enhancement: nn.Module) -> None:
         super().__init__()
-        if latent_for_fem not in LATENTS:
-            raise ValueError(f"latent_for_fem must be one of {LATENTS}, got {latent_for_fem!r}.")
         self.prior = prior
         self.enhancement = enhancement
-        self.latent_for_fem = latent_for_fem
 
-    def forward(
-        self, features: torch.Tensor, sample: bool = False, label_latent: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Enhanced features, and the prior's mean and log-variance.
-
-        The latent is the prior's mean, or a draw of it; ``label_latent`` (training) may take its place.
-        """
+    def forward(self, features: torch.Tensor, sample: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features enhanced by the prior's mean, or by a draw of it; the prior's mean and log-variance."""
         mean, logvar = self.prior(features)
         latent = sample_latent(mean, logvar) if sample else mean
-        if label_latent is not None and self.latent_for_fem == "posterior":
-            latent = label_latent
-        elif label_latent is not None and self.latent_for_fem == "mix":
-            coin = torch.rand(latent.shape[0], 1, device=latent.device) < 0.5
-            latent = torch.where(coin, label_latent, latent)
         return self.enhancement(features, latent), mean, logvar
 
 
 class FewShotNetwork(nn.Module):
-    """Encoder and decoder, with APSCL's anatomical prior and spatial similarity where they are given.
+    """Encoder and decoder, with APSCL's anatomical prior and our position prior where they are given.
 
     What is deployed of the paper's figure 2; what only training needs (label branch, SIM) belongs to the objective.
     Without ``prior`` it is the common body of the baselines (a PANet, ALPNet or ADNet decoder).
 
     Args:
         encoder: image to features ``(B, A, h, w)``.
-        decoder: see :mod:`apscl_fewshot.decoders`.
+        decoder: of :mod:`apscl_fewshot.decoders` or :mod:`apscl_fewshot.guidance`.
         prior: :class:`AnatomicalPrior` or null.
         position: :class:`~apscl_fewshot.position.PositionPrior` or null; it acts in evaluation mode alone.
 
@@ -97,11 +81,7 @@ class FewShotNetwork(nn.Module):
         return logits
 
     def forward(
-        self,
-        support: torch.Tensor,
-        support_masks: torch.Tensor,
-        query: torch.Tensor,
-        label_latent: torch.Tensor | None = None,
+        self, support: torch.Tensor, support_masks: torch.Tensor, query: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """One episode a batch entry: logits, features of the B*S supports then the B queries, their latents if any."""
         batch, shots = support.shape[:2]
@@ -109,7 +89,7 @@ class FewShotNetwork(nn.Module):
         features, frames = self.encoder(images), body_frame(images)
         latents = None
         if self.prior is not None:
-            features, mean, logvar = self.prior(features, self.training, label_latent)
+            features, mean, logvar = self.prior(features, self.training)
             latents = (mean, logvar)
         logits = []
         for i in range(batch):

@@ -13,7 +13,6 @@ from torch import nn
 from common.losses import gaussian_kl, spatial_similarity
 
 from .decoders import shrink_mask
-from .latent import sample_latent
 
 ACTIVE_NATS = 0.01
 
@@ -21,55 +20,34 @@ ACTIVE_NATS = 0.01
 class LabelBranch(nn.Module):
     """From a binary mask to the posterior of its latent: label encoder and posterior block.
 
-    Source: Huang et al., ACM MM 2024, section 3.3. Departures: nothing in print anchors the posterior, so that a
-    constant with zero KL satisfies it; ``decoder`` draws the mask back from the latent (``anchor="recon"``), and
-    ``anchor="std_normal"`` holds the posterior to N(0, I).
+    Source: Huang et al., ACM MM 2024, section 3.3. Nothing but the KL sees the posterior, so that a constant satisfies
+    it.
     """
 
-    def __init__(
-        self, encoder: nn.Module, posterior: nn.Module, decoder: nn.Module | None = None, anchor: str = "none"
-    ) -> None:
+    def __init__(self, encoder: nn.Module, posterior: nn.Module) -> None:
         super().__init__()
-        if anchor not in ("none", "recon", "std_normal") or (anchor == "recon" and decoder is None):
-            raise ValueError(f"anchor must be none, recon (with a decoder) or std_normal, got {anchor!r}.")
         self.encoder = encoder
         self.posterior = posterior
-        self.decoder = decoder if anchor == "recon" else None
-        self.anchor = anchor
 
     def forward(self, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance ``(B, D)`` of masks ``(B, 1, H, W)``."""
         return self.posterior(self.encoder(masks))
 
-    def anchor_loss(
-        self, latent: torch.Tensor, mean: torch.Tensor, logvar: torch.Tensor, masks: torch.Tensor
-    ) -> torch.Tensor:
-        if self.anchor == "recon":
-            return F.binary_cross_entropy_with_logits(self.decoder(latent, masks.shape[2:]), masks)
-        if self.anchor == "std_normal":
-            zeros = torch.zeros_like(mean)
-            return gaussian_kl(mean, logvar, zeros, zeros).sum(1).mean()
-        return mean.sum() * 0.0
-
 
 class SpatialSimilarity(nn.Module):
     """SIM: 1x1 projections to query, key and value, then attention-aligned similarity. Used by the contrast alone.
 
-    Source: Huang et al., ACM MM 2024, Eq. 3-6. One projection of each kind serves support and query. Departures:
-    ``alignment`` (see :func:`common.losses.spatial_similarity`); ``projector="mlp2"`` is Ouali's two-layer form.
+    Source: Huang et al., ACM MM 2024, Eq. 3-6 (the width of the projections is not given). One projection of each kind
+    serves support and query. Departures: those of :func:`common.losses.spatial_similarity`.
 
     Shape:
         features ``(A, h, w)`` and a boolean region ``(h, w)`` to three tensors ``(M, sim_dim)``.
     """
 
-    def __init__(
-        self, feat_dim: int = 256, sim_dim: int = 128, alignment: str = "ouali", projector: str = "conv"
-    ) -> None:
+    def __init__(self, feat_dim: int = 256, sim_dim: int = 128) -> None:
         super().__init__()
-        if projector not in ("conv", "mlp2"):
-            raise ValueError(f"projector must be 'conv' or 'mlp2', got {projector!r}.")
-        self.alignment = alignment
-        self.projections = nn.ModuleList(_projector(feat_dim, sim_dim, projector) for _ in range(3))
+        # a linear layer on a list of positions is a 1x1 convolution
+        self.projections = nn.ModuleList(nn.Linear(feat_dim, sim_dim) for _ in range(3))
 
     def project(self, features: torch.Tensor, region: torch.Tensor) -> tuple[torch.Tensor, ...]:
         chosen = features[:, region].T
@@ -80,17 +58,17 @@ class SpatialSimilarity(nn.Module):
         rows = [[features[0].new_zeros(()) for _ in sets] for features in sets]
         for i in range(len(sets)):
             for j in range(i):
-                rows[i][j] = rows[j][i] = spatial_similarity(sets[i], sets[j], self.alignment)
+                rows[i][j] = rows[j][i] = spatial_similarity(sets[i], sets[j])
         return torch.stack([torch.stack(row) for row in rows])
 
 
 class Objective(nn.Module):
     r"""L = CE + kl_weight (KL_s + KL_q) + scl_weight SCL (Huang et al., ACM MM 2024, section 3.6).
 
-    Departures: the contrast has modes, because one episode of whole slices (``literal``) has no negative and is zero.
-    ``fgbg`` contrasts foreground and background regions of support and query; ``literal`` is the printed form, over the
-    episodes of a step. ``align_weight`` adds PANet's alignment (the query's prediction segments the support);
-    ``ce_bg_weight`` 1 is plain cross-entropy.
+    Departures: the contrast is between foreground and background regions of an episode's slices, where the paper has
+    whole slices labelled with the episode's class: of one episode a step these are one pair without a negative, and
+    the contrast is zero. ``align_weight`` adds PANet's alignment (the query's prediction segments the support) for the
+    baselines; ``ce_bg_weight`` 1 is plain cross-entropy.
 
     Args:
         label_branch, similarity, kl, contrast: null leaves the term out.
@@ -103,20 +81,15 @@ class Objective(nn.Module):
         kl: nn.Module | None = None,
         contrast: nn.Module | None = None,
         kl_weight: float = 0.1,
-        anchor_weight: float = 1.0,
         scl_weight: float = 0.07,
-        scl_mode: str = "fgbg",
         ce_bg_weight: float = 1.0,
         align_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        if scl_mode not in ("fgbg", "literal"):
-            raise ValueError(f"scl_mode must be fgbg or literal, got {scl_mode!r}.")
         if (similarity is None) != (contrast is None) or (label_branch is None) != (kl is None):
             raise ValueError("similarity comes with contrast, and label_branch with kl.")
         self.label_branch, self.similarity, self.kl, self.contrast = label_branch, similarity, kl, contrast
-        self.kl_weight, self.anchor_weight, self.scl_weight = kl_weight, anchor_weight, scl_weight
-        self.scl_mode, self.align_weight = scl_mode, align_weight
+        self.kl_weight, self.scl_weight, self.align_weight = kl_weight, scl_weight, align_weight
         self.register_buffer("class_weights", torch.tensor([ce_bg_weight, 1.0]), persistent=False)
 
     def forward(
@@ -126,22 +99,22 @@ class Objective(nn.Module):
 
         Shape:
             ``support`` (B, S, C, H, W), ``support_mask`` (B, S, 1, H, W), ``query`` (B, C, H, W), ``query_mask``
-            (B, 1, H, W), ``label`` (B,); logits (B, 2, H, W).
+            (B, 1, H, W); logits (B, 2, H, W).
         """
         masks = torch.cat([batch["support_mask"].flatten(0, 1), batch["query_mask"]])
-        posterior, label_latent = None, None
+        posterior = None
         if self.label_branch is not None:
             posterior = self.label_branch(masks)
-            label_latent = sample_latent(*posterior)
-        logits, features, prior = network(batch["support"], batch["support_mask"], batch["query"], label_latent)
+            torch.randn_like(posterior[0])  # the label's latent, which nothing reads; published runs drew it here
+        logits, features, prior = network(batch["support"], batch["support_mask"], batch["query"])
         terms = {"ce": self._cross_entropy(logits, batch["query_mask"])}
         total = terms["ce"]
         if posterior is not None and prior is not None:
             shots = batch["support_mask"].shape[1]
-            terms |= self._latent_terms(prior, posterior, label_latent, masks, shots * len(batch["query"]))
-            total = total + self.kl_weight * terms["kl"] + self.anchor_weight * terms["anchor"]
+            terms |= self._latent_terms(prior, posterior, shots * len(batch["query"]))
+            total = total + self.kl_weight * terms["kl"]
         if self.similarity is not None:
-            terms["scl"] = self._contrast(features, masks, batch)
+            terms["scl"] = self._contrast(features, masks, len(batch["query"]))
             total = total + self.scl_weight * terms["scl"]
         if self.align_weight > 0:
             terms["align"] = self._alignment(network, features, logits, batch)
@@ -154,27 +127,19 @@ class Objective(nn.Module):
     def _cross_entropy(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits.float(), masks[:, 0].long(), weight=self.class_weights)
 
-    def _latent_terms(
-        self, prior: tuple, posterior: tuple, latent: torch.Tensor, masks: torch.Tensor, supports: int
-    ) -> dict[str, torch.Tensor]:
-        """KL of supports plus KL of queries, the anchor, and two signs of life: mean sigma and active latents."""
+    def _latent_terms(self, prior: tuple, posterior: tuple, supports: int) -> dict[str, torch.Tensor]:
+        """KL of supports plus KL of queries, and two signs of life: mean sigma and active latents."""
         parts = [slice(None, supports), slice(supports, None)]
         with torch.no_grad():
             active = (gaussian_kl(*prior, *posterior).mean(0) > ACTIVE_NATS).sum()
             sigma = torch.exp(0.5 * prior[1]).mean()
         return {
             "kl": sum(self.kl(prior[0][p], prior[1][p], posterior[0][p], posterior[1][p]) for p in parts),
-            "anchor": self.label_branch.anchor_loss(latent, *posterior, masks),
             "sigma": sigma,
             "active_latents": active,
         }
 
-    def _contrast(self, features: torch.Tensor, masks: torch.Tensor, batch: dict) -> torch.Tensor:
-        if self.scl_mode == "fgbg":
-            return self._region_contrast(features, masks, len(batch["query"]))
-        return self._slice_contrast(features, batch["label"], batch["support"].shape[1])
-
-    def _region_contrast(self, features: torch.Tensor, masks: torch.Tensor, episodes: int) -> torch.Tensor:
+    def _contrast(self, features: torch.Tensor, masks: torch.Tensor, episodes: int) -> torch.Tensor:
         """Foreground against background of all images of an episode; a region without a position is left out."""
         foreground = shrink_mask(masks, features.shape[2:])[:, 0] > 0.5
         shots = len(features) // episodes - 1
@@ -189,13 +154,6 @@ class Objective(nn.Module):
             losses.append(self.contrast(self.similarity.matrix(sets), torch.tensor(labels, device=features.device)))
         return torch.stack(losses).mean()
 
-    def _slice_contrast(self, features: torch.Tensor, labels: torch.Tensor, shots: int) -> torch.Tensor:
-        """Whole slices labelled with the episode's class, over the episodes of the step: Eq. 7-8 to the letter."""
-        labels = torch.cat([labels.repeat_interleave(shots), labels])
-        everything = features.new_ones(features.shape[2:], dtype=torch.bool)
-        sets = [self.similarity.project(image, everything) for image in features]
-        return self.contrast(self.similarity.matrix(sets), labels)
-
     def _alignment(self, network: nn.Module, features: torch.Tensor, logits: torch.Tensor, batch: dict) -> torch.Tensor:
         """Segment each support from the query and its predicted mask (PANet's regulariser, one-shot per support)."""
         network = getattr(network, "module", network)
@@ -209,11 +167,3 @@ class Objective(nn.Module):
             support = F.interpolate(support, size=size, mode="bilinear", align_corners=False)
             losses.append(self._cross_entropy(support, batch["support_mask"][i]))
         return torch.stack(losses).mean()
-
-
-def _projector(feat_dim: int, sim_dim: int, kind: str) -> nn.Module:
-    if kind == "conv":
-        return nn.Linear(feat_dim, sim_dim)  # a 1x1 convolution on a list of positions
-    return nn.Sequential(
-        nn.Linear(feat_dim, feat_dim, bias=False), nn.ReLU(inplace=True), nn.Linear(feat_dim, sim_dim, bias=False)
-    )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from apscl_fewshot.guidance import MutualGuidance, MutualGuidanceDecoder
+from apscl_fewshot.guidance import MutualGuidanceDecoder
 from apscl_fewshot.latent import FeatureEnhancement, LatentBlock
 from apscl_fewshot.network import AnatomicalPrior, FewShotNetwork
 from apscl_fewshot.position import PositionPrior
@@ -32,20 +32,16 @@ class TinyEncoder(nn.Module):
         return self.second(torch.tanh(self.first(image)))
 
 
-def make_prior(latent_for_fem="prior"):
+def make_prior():
     block = LatentBlock(WIDTH, LATENT, hidden=(16, 16), pool=2)
-    return AnatomicalPrior(block, FeatureEnhancement(WIDTH, LATENT, hidden=16), latent_for_fem)
+    return AnatomicalPrior(block, FeatureEnhancement(WIDTH, LATENT, hidden=16))
 
 
-def make_decoder():
-    return MutualGuidanceDecoder(MutualGuidance(), WIDTH, WIDTH)
-
-
-def make_network(cls=FewShotNetwork, decoder=None, prior=True, position=True, latent_for_fem="prior", **kwargs):
+def make_network(cls=FewShotNetwork, decoder=None, prior=True, position=True, **kwargs):
     """The whole method at width 8; every call gives the same weights."""
     torch.manual_seed(1)
-    parts = {"prior": make_prior(latent_for_fem) if prior else None, "position": PositionPrior() if position else None}
-    return cls(TinyEncoder(), make_decoder() if decoder is None else decoder, **parts, **kwargs)
+    parts = {"prior": make_prior() if prior else None, "position": PositionPrior() if position else None}
+    return cls(TinyEncoder(), MutualGuidanceDecoder(WIDTH) if decoder is None else decoder, **parts, **kwargs)
 
 
 # what each organ covers of a slice (top, bottom, left, right, in 32nds) and how bright it is

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from apscl_fewshot.latent import FeatureEnhancement, LatentBlock, LatentDecoder, sample_latent
+from apscl_fewshot.latent import FeatureEnhancement, LatentBlock, sample_latent
 
 
 def perceptron(layers, values):
@@ -87,16 +87,3 @@ def test_a_fresh_residual_enhancement_keeps_the_features_and_a_literal_one_loses
     kept = [FeatureEnhancement(64, residual=residual)(features, latent) for residual in (True, False)]
     alike = [F.cosine_similarity(features, out, dim=1).mean() for out in kept]
     assert alike[0] > 0.95 and alike[1] < 0.5 and kept[1].abs().mean() < 0.2 * kept[0].abs().mean()
-
-
-def test_the_decoder_can_learn_a_mask_from_its_latent():
-    decoder = LatentDecoder(latent_dim=4, hidden=32)
-    latents, masks = torch.randn(2, 4), torch.zeros(2, 1, 40, 24)
-    masks[0, :, :20], masks[1, :, 20:] = 1, 1
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.01)
-    for _ in range(40):
-        loss = F.binary_cross_entropy_with_logits(decoder(latents, masks.shape[2:]), masks)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert decoder(latents, masks.shape[2:]).shape == (2, 1, 40, 24) and loss < 0.2

@@ -3,7 +3,6 @@ import torch
 
 from apscl_fewshot.decoders import ADNetDecoder, ALPNetDecoder, PANetDecoder
 from apscl_fewshot.encoder import ResNetEncoder
-from apscl_fewshot.network import AnatomicalPrior
 from apscl_fewshot.position import body_frame
 
 
@@ -53,19 +52,6 @@ def test_without_a_prior_there_is_no_latent(make_network):
     assert latents is None and logits.shape == (2, 2, 32, 32) and features.shape == (4, 8, 8, 8)
 
 
-@pytest.mark.parametrize("which", ["prior", "posterior", "mix"])
-def test_whose_latent_enhances_the_features(make_network, which):
-    network = make_network(latent_for_fem=which, position=False).eval()
-    raw, label_latent = torch.randn(40, 8, 8, 8), torch.randn(40, 4) + 5
-    enhance, own = network.prior.enhancement, network.prior.prior(raw)[0]
-    features = network.prior(raw, False, label_latent)[0]
-    from_label = (features - enhance(raw, label_latent)).flatten(1).abs().amax(1) < 1e-5
-    from_image = (features - enhance(raw, own)).flatten(1).abs().amax(1) < 1e-5
-    assert (from_label ^ from_image).all()
-    assert {"prior": from_image.all(), "posterior": from_label.all(), "mix": 5 < from_label.sum() < 35}[which]
-    torch.testing.assert_close(network.prior(raw)[0], enhance(raw, own))  # no label at inference
-
-
 @pytest.mark.parametrize("shots", [1, 3])
 def test_a_batch_is_its_episodes_one_by_one(make_network, shots):
     network = make_network().eval()
@@ -113,8 +99,3 @@ def test_only_what_is_deployed_is_in_the_state_dict(make_network):
     keys = set(make_network().state_dict())
     assert {key.split(".")[0] for key in keys} == {"encoder", "decoder", "prior"}
     assert not any(word in key for key in keys for word in ("posterior", "label", "similarity", "bank", "blur"))
-
-
-def test_unknown_latent_is_refused():
-    with pytest.raises(ValueError, match="latent_for_fem must be one of .* got 'label'"):
-        AnatomicalPrior(torch.nn.Identity(), torch.nn.Identity(), "label")

@@ -15,7 +15,7 @@ from common.engine import ObjectiveTrainer, loss_terms, save_atomic
 from common.losses import GaussianKLLoss, SimilarityContrastiveLoss
 
 EPOCHS = 15
-TERMS = {"loss", "ce", "kl", "anchor", "scl", "sigma", "active_latents"}
+TERMS = {"loss", "ce", "kl", "scl", "sigma", "active_latents"}
 
 
 def make_objective():
