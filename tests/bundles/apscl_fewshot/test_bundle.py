@@ -199,8 +199,19 @@ def test_evaluation_scores_the_saved_model_again(tmp_path, sample_data, trained)
     assert "model.json: expected the settings of the training, found no such file" in str(error.value.__cause__)
 
 
+def test_the_printed_method_trains_and_is_scored(tmp_path, sample_data):
+    """paper.json as it is, but for its sizes."""
+    configs = [str(CONFIGS / f"{name}.json") for name in ("train", "paper")]
+    options = {**TINY, **places(tmp_path, sample_data), "encoder_name": "resnet18", "max_epochs": 1}
+    run(config_file=configs, **options)
+    model = load_checkpoint(tmp_path / "models" / "model.pt")
+    assert {"decoder.query_projection.weight", "decoder.support_projection.weight"} <= set(model)
+    assert model["prior.prior.layers.0.weight"].shape == (32, 8 * 4 * 4)  # no pooling: all of a map of 4 x 4
+    assert (tmp_path / "eval" / "cases.csv").is_file()
+
+
 def test_configs_are_json_of_one_form():
     """All overlays name only keys of the config that they lie over."""
     keys = {name: list(json.loads((CONFIGS / f"{name}.json").read_text())) for name in ("train", "paper", "evaluate")}
     for overlay in ("paper", "evaluate"):
-        assert {key.split("::")[0] for key in keys[overlay]} <= {*keys["train"], "trained"}
+        assert {key.split("::")[0] for key in keys[overlay]} <= {*keys["train"], "trained", "comment"}
