@@ -94,20 +94,25 @@ def file_stem(path: str | Path) -> str:
     return Path(str(path).removesuffix(".gz")).stem
 
 
-def refuse_other_kind(images: Sequence[str], photographs: bool, todo: str) -> None:
-    """Photographs and scans are prepared in different ways, so a run takes one kind, told by the names alone.
+KINDS = {"photographs": "photographs (PNG, JPEG)", "scans": "scans (NIfTI)"}
+
+
+def refuse_other_kinds(images: Sequence[str], kinds: Sequence[str]) -> None:
+    """Photographs and scans are prepared in different ways; which ones an image is of, its name tells.
 
     Args:
-        photographs: true takes photographs, false scans.
-        todo: what to do, for the error.
+        kinds: those that the preprocessing takes, of ``photographs`` and ``scans``.
 
     Raises:
-        DataError: there are images of the other kind.
+        DataError: there are images of another kind.
     """
-    wrong = [image for image in images if is_photograph(image) != photographs]
+    wrong = [image for image in images if ("photographs" if is_photograph(image) else "scans") not in kinds]
     if wrong:
-        kind = "photographs (PNG, JPEG)" if photographs else "scans (NIfTI)"
-        raise DataError(f"{len(wrong)} images, such as {wrong[0]}: expected {kind}; {todo}")
+        raise DataError(
+            f"{len(wrong)} images, such as {wrong[0]}: expected {' or '.join(KINDS[kind] for kind in kinds)}, as the "
+            "preprocessing of this model or config takes (`kinds`); use a config, and a model trained with it, for the "
+            "other kind, where the bundle has one."
+        )
 
 
 def repeated_cases(splits: dict[str, list[dict]]) -> list[str]:

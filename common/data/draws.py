@@ -55,8 +55,3 @@ def slices(
 def plain(tensor: Any) -> torch.Tensor:
     """Without the meta data and the history that MONAI attaches."""
     return torch.as_tensor(tensor).as_subclass(torch.Tensor)
-
-
-def only_item(batch: list) -> Any:
-    """Collate for whole cases, which come one at a time."""
-    return batch[0]

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .check import check_cases
-from .dataset import DataError, file_stem, read_dataset, refuse_other_kind
+from .dataset import DataError, file_stem, read_dataset, refuse_other_kinds
+from .preprocessing import Preprocessing
 
 SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
 
 
 def list_images(
-    dataset_dir: str, images: str | Sequence[str] | None = None, channels: int = 1, photographs: bool | None = None
+    dataset_dir: str, preprocessing: Preprocessing, images: str | Sequence[str] | None = None
 ) -> list[dict[str, str]]:
     """Checked items ``{"image", "case"}`` of ``images`` (a file, a folder, a list).
 
     Without ``images`` they are those of dataset.json's ``validation`` and ``test``.
 
     Args:
-        channels: of an image.
-        photographs: true takes photographs alone, false scans alone, null both.
+        preprocessing: of the model: the channels and kinds of its images.
 
     Raises:
         DataError: no image, those of the other kind, damaged ones, or several of one file name, whose label maps would
@@ -39,12 +39,9 @@ def list_images(
             "dataset_dir."
         )
     files = [case["image"] for case in cases]
-    if photographs is not None:
-        todo = ("for scans put volume_inference.json over inference.json" if photographs else
-                "photographs need a model trained on photographs, with inference.json alone")  # fmt: skip
-        refuse_other_kind(files, photographs, todo)
+    refuse_other_kinds(files, preprocessing.kinds)
     _refuse_equal_names(files)
-    check_cases(cases, {}, channels=channels, listed_in="dataset.json" if images is None else "`images`")
+    check_cases(cases, {}, channels=preprocessing.channels, listed_in="dataset.json" if images is None else "`images`")
     return cases
 
 

@@ -48,7 +48,7 @@ class CaseDataset(Dataset):
             "affine": np.asarray(label.affine) if volume else None,
             "spacing": [float(step) for step in label.pixdim] if volume else [1.0] * (label.ndim - 1),
             "unit": "mm" if volume else "px",
-            "case": str(item.get("case") or item["image"]),
+            "case": str(item.get("case") or file_stem(Path(item["image"]).name)),
             "scan": self.scans[index],
             "domain": item.get("domain", "unknown"),
         }

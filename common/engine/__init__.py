@@ -1,34 +1,40 @@
 """Parts of a training run that all bundles share: exact resume, stop at NaN, progress, checks before the start."""
 
-from .best_model import BestModelSaver, describe_selection, read_record, read_settings
+from .best_model import BestModelSaver
 from .checkpoint import load_checkpoint, save_atomic
 from .full_state import FullStateCheckpoint
+from .model_record import ModelRecord, describe_selection, read_model, write_model_record
 from .nan_stop import StopOnNan, refuse_bad_weights
 from .objective_trainer import ObjectiveTrainer, loss_terms
 from .output_dir import check_output_dir
-from .overrides import refuse_unknown_keys
+from .patch_inferer import PatchInferer
 from .precision import use_bfloat16
 from .progress import ProgressBarHandler
-from .root_cause import report_root_cause, root_cause
+from .readable_errors import root_cause
 from .seed import SeedEachEpoch
+from .start import start
+from .weights import WeightsLoader, load_model
 
 __all__ = [
     "BestModelSaver",
     "FullStateCheckpoint",
+    "ModelRecord",
     "ObjectiveTrainer",
+    "PatchInferer",
     "ProgressBarHandler",
     "SeedEachEpoch",
     "StopOnNan",
+    "WeightsLoader",
     "check_output_dir",
     "describe_selection",
     "load_checkpoint",
+    "load_model",
     "loss_terms",
-    "read_record",
-    "read_settings",
+    "read_model",
     "refuse_bad_weights",
-    "refuse_unknown_keys",
-    "report_root_cause",
     "root_cause",
     "save_atomic",
+    "start",
     "use_bfloat16",
+    "write_model_record",
 ]

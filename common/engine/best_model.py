@@ -1,8 +1,7 @@
-"""`models/model.pt`: the weights to deploy, and `models/model.json`: what one must know to use them."""
+"""`models/model.pt`: the weights to deploy."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -13,18 +12,14 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
 
-from .checkpoint import save_atomic, write_atomic
+from common.description import describe
+
+from .checkpoint import save_atomic
+from .model_record import SELECTIONS, read_model, record_file, write_model_record
 from .nan_stop import refuse_bad_weights
 from .unwrap import unwrap
 
 logger = logging.getLogger(__name__)
-SELECTIONS = {
-    "last": "that of the last iteration (selection: last)",
-    "validation": "the best on the validation cases (selection: validation)",
-    None: "from elsewhere, how it was chosen is not known",
-}
-OPTIMISTIC = ("The checkpoint was chosen by the validation cases of its training: figures of those are optimistic. "
-              "`--selection last` in the training gives honest ones.")  # fmt: skip
 
 
 class BestModelSaver:
@@ -35,8 +30,8 @@ class BestModelSaver:
     place of a better earlier one. A NaN metric is never the best. When the run ends and no validation gave a
     metric (no validation data, ``val_interval`` larger than ``max_epochs``), the last weights are written instead.
 
-    Beside the weights goes ``model.json`` (:func:`read_record`): which of the two rules they were chosen by, and the
-    ``settings``.
+    Beside the weights goes ``model.json`` (:mod:`common.engine.model_record`): what the model is, and which of the two
+    rules its weights were chosen by.
 
     Args:
         path: the file, ``models/model.pt``.
@@ -44,28 +39,28 @@ class BestModelSaver:
         evaluator: the validation of the trainer; None when there is none.
         selection: ``validation``, as above, or ``last``: the weights at the end of the run whatever validation says,
             so that the validation cases stay unseen and can be reported on.
-        settings: those of the training that inference and evaluation have to share, such as ``labels``; anything that
-            JSON holds.
+        model: what ``model.json`` records, the section ``model`` of train.json.
 
     Raises:
         ValueError: the selection is another.
+        TypeError: ``model`` holds what a file cannot, such as a network of a class that is not described.
     """
 
     def __init__(
         self,
         path: str | Path,
         network: nn.Module,
+        model: Mapping[str, Any],
         evaluator: Evaluator | None = None,
         selection: str = "validation",
-        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if selection not in (known := [name for name in SELECTIONS if name]):
-            raise ValueError(f"selection must be one of {', '.join(known)}, got {selection!r}.")
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
         self.selection = selection
         self.path = Path(path)
         self.network = network
         self.evaluator = evaluator
-        self.settings = dict(settings or {})
+        self.model = describe(model)  # now: a network that no file can describe is refused before the training
 
     def attach(self, engine: Engine) -> None:
         if self.evaluator is not None and self.selection == "validation":
@@ -92,7 +87,8 @@ class BestModelSaver:
             self._save(trainer, "last")
             return
         validated = self.evaluator is not None and self.evaluator.state.best_metric_epoch != -1
-        if validated and self.path.is_file() and read_record(self.path)["selection"] == "validation":
+        known = self.path.is_file() and record_file(self.path).is_file()
+        if validated and known and read_model(self.path)["selection"] == "validation":
             return
         logger.warning("%s in this run: the last weights go to %s.",
                        f"no best model at {self.path}" if validated else "no validation metric", self.path)
@@ -103,53 +99,4 @@ class BestModelSaver:
             network = unwrap(self.network)
             refuse_bad_weights(network, "the network")
             save_atomic(network.state_dict(), self.path)
-            record = {"selection": selection, "settings": self.settings}
-            write_atomic(_record_of(self.path), lambda file: file.write(json.dumps(record, indent=4).encode()))
-
-
-def read_record(model_file: str | Path) -> dict[str, Any]:
-    """What stands beside a model that :class:`BestModelSaver` wrote: ``selection`` and ``settings``.
-
-    Of a model without such a file, from elsewhere, nothing is known: None and no settings.
-
-    Raises:
-        ValueError: the file is no record.
-    """
-    file = _record_of(Path(model_file))
-    if not file.is_file():
-        return {"selection": None, "settings": {}}
-    try:
-        record = json.loads(file.read_text())
-        return {"selection": record["selection"], "settings": dict(record["settings"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file}: expected the `selection` and `settings` of a training, found {error!r}. Delete the "
-                         "file to use the settings of the config, or train again.") from error  # fmt: skip
-
-
-def describe_selection(record: Mapping[str, Any], split: str) -> list[str]:
-    """What a report says of the checkpoint that it scores on a split: how it was chosen, and a warning if by that one.
-
-    Args:
-        record: as :func:`read_record` gives it.
-        split: ``validation`` where the cases scored are those that a selection by validation looks at.
-    """
-    network = record["settings"].get("inference_network")
-    line = f"Checkpoint: {SELECTIONS[record['selection']]}{f', the {network}' if network else ''}."
-    return [line, OPTIMISTIC] if record["selection"] == split else [line]
-
-
-def read_settings(model_file: str | Path, required: bool = False) -> dict[str, Any]:
-    """The settings of a training that others have to share, empty where nothing is known; see :func:`read_record`.
-
-    Raises:
-        ValueError: nothing is known, and ``required``; or the file is no record.
-    """
-    record = _record_of(Path(model_file))
-    if required and not record.is_file():
-        raise ValueError(f"{record}: expected the settings of the training, found no such file. A training leaves it "
-                         "beside model.pt; copy it there too.")  # fmt: skip
-    return read_record(model_file)["settings"]
-
-
-def _record_of(model_file: Path) -> Path:
-    return model_file.with_suffix(".json")
+            write_model_record(self.path, self.model, selection)

@@ -13,6 +13,8 @@ from monai.engines import Evaluator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from common.description import describe, differences
+
 from .checkpoint import load_checkpoint, save_atomic
 from .nan_stop import refuse_bad_weights
 from .unwrap import unwrap
@@ -43,8 +45,8 @@ class FullStateCheckpoint:
         resume: continue from ``path``.
         evaluator: the validation of the trainer, whose best metric is kept; None when there is none.
         interval: epochs between two saves; the last epoch is always saved.
-        settings: what a resumed run must not change and objects do not show, such as the fold left out; anything that
-            JSON holds. Saved too; what an older file does not hold is not compared.
+        settings: what a resumed run must not change: the section ``model`` of the config, the objective, the fold left
+            out; described objects or plain data. Saved too.
 
     Raises:
         FileNotFoundError: resume without a file at ``path`` (a mistyped ``ckpt_dir`` must not start a new training).
@@ -65,7 +67,7 @@ class FullStateCheckpoint:
         self.resume = resume
         self.evaluator = evaluator
         self.interval = interval
-        self.settings = json.loads(json.dumps(dict(settings or {})))  # tuples as lists, and no numpy numbers
+        self.settings = describe(settings or {}, strict=False)
         stateless = [name for name, thing in self.objects.items() if not hasattr(thing, "load_state_dict")]
         if stateless:
             raise TypeError(f"expected objects with state_dict and load_state_dict, which {', '.join(stateless)} lack.")
@@ -113,9 +115,8 @@ class FullStateCheckpoint:
                 f"{self.path}: expected the full state of a run (epoch, iteration, objects), found something else, "
                 "perhaps the weights of a model. Pass the checkpoint.pt that training wrote."
             )
-        then = saved.get("settings", {})
-        changed = [f"{key} was {json.dumps(then[key])} and is now {json.dumps(value)}"
-                   for key, value in self.settings.items() if key in then and then[key] != value]  # fmt: skip
+        changed = [f"{key} was {json.dumps(then)} and is now {json.dumps(now)}"
+                   for key, then, now in differences(saved.get("settings", {}), self.settings)]  # fmt: skip
         if changed:
             raise ValueError(
                 f"{self.path}: expected the settings of the run that is resumed, found others: {'; '.join(changed)}. "
@@ -129,17 +130,24 @@ class FullStateCheckpoint:
 
     def _restore(self, name: str, thing: Any, state: Any) -> None:
         if isinstance(thing, LRScheduler):
-            fresh = thing.state_dict()
-            for key in (k for k in _SCHEDULE_LENGTHS if k in fresh and fresh[k] != state.get(k)):
-                logger.warning("%s: %s was %s and is now %s. The run goes on, but not as one run would have.", name,
-                               key, state.get(key), fresh[key])
-                state = {**state, key: fresh[key]}
+            state = self._with_lengths(name, state, thing.state_dict())
         try:
             thing.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{self.path}: the state of {name} does not fit; resume with the first run's configuration. {error}"
             ) from error
+
+    def _with_lengths(self, name: str, state: dict, fresh: dict) -> dict:
+        """The state of a schedule with the lengths of this run's; a chain holds several."""
+        for key in (k for k in _SCHEDULE_LENGTHS if k in fresh and fresh[k] != state.get(k)):
+            logger.warning("%s: %s was %s and is now %s. The run goes on, but not as one run would have.", name, key,
+                           state.get(key), fresh[key])
+            state = {**state, key: fresh[key]}
+        if len(parts := fresh.get("_schedulers", [])) == len(state.get("_schedulers", [])) > 0:
+            pairs = zip(state["_schedulers"], parts, strict=True)
+            state = {**state, "_schedulers": [self._with_lengths(name, *pair) for pair in pairs]}
+        return state
 
     def _restore_counters(self, engine: Engine, saved: dict) -> None:
         state = engine.state

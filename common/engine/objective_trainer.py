@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,22 +14,21 @@ from .precision import use_bfloat16
 
 
 class ObjectiveTrainer(SupervisedTrainer):
-    """One step: ``logits, terms = loss_function(network, batch)``, then the gradient of ``terms["loss"]``.
+    """One step: ``logits, terms = loss_function(network, batch, step)``, then the gradient of ``terms["loss"]``.
 
-    The objective runs the network itself, as often and on whatever it needs. ``engine.state.output`` holds the logits,
-    the image and label that they belong to, and every term of the loss under its name. ``amp`` is bfloat16 autocast
-    (see :func:`.use_bfloat16`): it needs no loss scaling, hence no scaler to checkpoint.
+    The objective runs the network itself, as often and on whatever it needs. ``step`` counts from 0 and is the engine's
+    own, ``engine.state.iteration - 1``, so that ramps go on where a resumed run was. ``engine.state.output`` holds the
+    logits, the image and label that they belong to, and every term of the loss under its name. ``amp`` is bfloat16
+    autocast (see :func:`.use_bfloat16`): it needs no loss scaling, hence no scaler to checkpoint.
 
     Args:
-        grad_clip: largest norm of the gradient of each group of an optimizer's parameters, or null.
-        more_optimizers: of other networks that the same loss trains; each one steps after ``optimizer``.
+        grad_clip: largest norm of the gradient of each group of the optimizer's parameters, or null.
         image_key, label_key: what in the batch the logits are of.
         kwargs: as :class:`monai.engines.SupervisedTrainer`; ``loss_function`` is the objective.
 
     Raises:
-        ValueError: two optimizers hold the same parameter, which would be moved twice; ``amp`` for three-dimensional
-            convolutions on a CPU: where a map is two voxels long, oneDNN leaves their gradient uninitialised in
-            bfloat16 (torch 2.13), which mostly shows nowhere.
+        ValueError: ``amp`` for three-dimensional convolutions on a CPU: where a map is two voxels long, oneDNN leaves
+            their gradient uninitialised in bfloat16 (torch 2.13), which mostly shows nowhere.
     """
 
     def __init__(
@@ -39,14 +37,9 @@ class ObjectiveTrainer(SupervisedTrainer):
         amp: bool = False,
         image_key: str = Keys.IMAGE,
         label_key: str = Keys.LABEL,
-        more_optimizers: Sequence[torch.optim.Optimizer] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(decollate=False, **kwargs)
-        self.optimizers = [self.optimizer, *more_optimizers]
-        held = [set(_parameters(optimizer)) for optimizer in self.optimizers]
-        if shared := sum(map(len, held)) - len(set().union(*held)):
-            raise ValueError(f"{shared} parameters belong to more than one optimizer; each may stand in one alone.")
         if amp and self.state.device.type == "cpu" and any(isinstance(m, nn.Conv3d) for m in self.network.modules()):
             raise ValueError("amp: on a CPU, 3-D convolutions have unreliable gradients in bfloat16; set it to false.")
         self.grad_clip = grad_clip
@@ -58,26 +51,20 @@ class ObjectiveTrainer(SupervisedTrainer):
         device = engine.state.device
         batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batchdata.items()}
         engine.network.train()
-        for optimizer in engine.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=engine.bfloat16):
-            logits, terms = engine.loss_function(engine.network, batch)
+            logits, terms = engine.loss_function(engine.network, batch, engine.state.iteration - 1)
         shown = {Keys.IMAGE: batch[engine.image_key], Keys.LABEL: batch[engine.label_key]}
         engine.state.output = {**shown, Keys.PRED: logits, **terms}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         terms["loss"].backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        for optimizer in engine.optimizers:
-            for group in optimizer.param_groups if engine.grad_clip is not None else ():
-                nn.utils.clip_grad_norm_(group["params"], engine.grad_clip)
-            optimizer.step()
+        for group in engine.optimizer.param_groups if engine.grad_clip is not None else ():
+            nn.utils.clip_grad_norm_(group["params"], engine.grad_clip)
+        engine.optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def loss_terms(output: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -6,11 +6,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 
-def check_output_dir(path: str | Path, option: str = "output_dir") -> Path:
+def check_output_dir(path: str | Path) -> Path:
     """Make the folder if it is missing and write a small file in it, which is removed again.
-
-    Args:
-        option: the one that names the folder, for the error.
 
     Returns:
         the folder's absolute path.
@@ -27,6 +24,6 @@ def check_output_dir(path: str | Path, option: str = "output_dir") -> Path:
     except OSError as error:
         is_file = isinstance(error, (FileExistsError, NotADirectoryError))
         found = "a file there or on the way to it" if is_file else error.strerror or str(error)
-        raise OSError(f"{folder}: expected a folder to write into, found {found}; choose another {option}, or make "
+        raise OSError(f"{folder}: expected a folder to write into, found {found}; choose another folder, or make "
                       "this one writable") from None  # whose text says less, and would be shown as the root cause
     return folder

@@ -19,6 +19,8 @@ from monai.bundle import (
 )
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
 
+from .readable_errors import on_command_line
+
 # Arguments of MONAI's own functions, which arrive beside the overrides.
 _ARGUMENTS = {
     name
@@ -30,9 +32,10 @@ _ARGUMENTS = {
 def refuse_unknown_keys() -> None:
     """Check the overrides of the running ``monai.bundle run`` against the keys of its config files.
 
-    Called by each bundle's ``bundle_root()``, which a config resolves before anything is built. Unknown is a top-level
-    key, or a part of a nested one, that no config file has; the files include the user's own overlays, which may add
-    keys. New arguments of a component (a section with ``_target_``) pass: the component refuses them itself.
+    Unknown is a top-level key, or a part of a nested one, that no config file has; the files include the user's own
+    overlays, which may add keys. New arguments of a component (a section with ``_target_``) pass: the component refuses
+    them itself. Of a part below which more is asked for (``--train::trainr::max_epochs``) MONAI's parser refuses to
+    begin, with its own text.
     Neither the parser nor the workflow remembers what came from files and what from the command line, but MONAI's
     ``run`` does, and it is among the callers of this function. Without it (``ConfigParser``, a workflow made by hand)
     nothing is checked.
@@ -51,11 +54,6 @@ def refuse_unknown_keys() -> None:
     if problems:
         lines = [*problems, f"Known are the keys of {arguments['config_file']}; nothing was run."]
         raise (SystemExit if on_command_line() else ValueError)("\n".join(lines))
-
-
-def on_command_line() -> bool:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec is not None and spec.name.startswith("monai.bundle")
 
 
 def _arguments_of_run() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .nan_stop import first_loss
-from .output_dir import check_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +27,11 @@ class ProgressBarHandler:
 
     Args:
         evaluator: the validation of the trainer, whose key metric is shown; None when there is none.
-        ckpt_dir: folder of the weights, named when the run ends.
-        output_dir: folder of the reports, named when the run ends. Both are checked for writing at once.
+        folders: of the results, named when the run ends.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator | None = None,
-        ckpt_dir: str | Path | None = None,
-        output_dir: str | Path | None = None,
-    ) -> None:
-        self.evaluator = evaluator
-        self.folders = {"weights": ckpt_dir, "reports": output_dir}
-        for option, folder in (("ckpt_dir", ckpt_dir), ("output_dir", output_dir)):
-            if folder is not None:
-                check_output_dir(folder, option)  # now, not at the first save
+    def __init__(self, evaluator: Evaluator | None = None, folders: Sequence[str | Path] = ()) -> None:
+        self.evaluator, self.folders = evaluator, folders
         self._bar: tqdm | None = None
         self._open = ExitStack()
         self._tenth = 0
@@ -94,9 +84,8 @@ class ProgressBarHandler:
 
     def _completed(self, engine: Engine) -> None:
         self._close()
-        for what, folder in self.folders.items():
-            if folder is not None and getattr(engine.state, "rank", 0) == 0:
-                logger.info("%s: %s", what, Path(folder).absolute())
+        for folder in self.folders if getattr(engine.state, "rank", 0) == 0 else ():
+            logger.info("results: %s", Path(folder).absolute())
 
     def _failed(self, engine: Engine, error: BaseException) -> None:
         self._close()

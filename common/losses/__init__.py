@@ -2,6 +2,7 @@
 
 from .bank_contrastive import BankContrastiveLoss, ClassMemoryBank
 from .class_statistics import ClassStatistics, GaussianStats
+from .dice_ce_region import DiceCERegionLoss
 from .expected_cross_entropy import ExpectedCrossEntropyLoss, margin_tables
 from .gaussian_contrastive import GaussianContrastiveLoss
 from .gaussian_kl import GaussianKLLoss, gaussian_kl
@@ -12,6 +13,7 @@ __all__ = [
     "BankContrastiveLoss",
     "ClassMemoryBank",
     "ClassStatistics",
+    "DiceCERegionLoss",
     "ExpectedCrossEntropyLoss",
     "GaussianContrastiveLoss",
     "GaussianKLLoss",

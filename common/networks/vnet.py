@@ -6,6 +6,7 @@ import torch
 from monai.networks.layers.factories import Conv, Dropout
 from torch import nn
 
+from common.description import described
 from common.networks.blocks import LEVELS, check_image, check_options, conv_norm_relu, crop, make_norm, pad_to_multiple
 
 __all__ = ["VNet"]
@@ -14,11 +15,12 @@ SLOPE = 0.1  # of the ReLU below 0
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # of each level on the way down; the way up mirrors them
 
 
+@described()
 class VNet(nn.Module):
-    """V-Net of plain convolutions, its skips added, with a 1x1 head on ``width`` channels at full resolution.
+    """V-Net of plain convolutions, its skips added, with a 1x1 classifier on ``width`` channels at full resolution.
 
     A step down halves the image and doubles the channels (convolution of stride 2), a step up does the reverse
-    (transposed convolution). A norm and a leaky ReLU follow every convolution but the head.
+    (transposed convolution). A norm and a leaky ReLU follow every convolution but the classifier.
 
     Source: the network of Yu et al., "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium
     Segmentation" (UA-MT), MICCAI 2019, after Milletari et al., "V-Net", 3DV 2016: 9.45 million parameters in three
@@ -29,8 +31,8 @@ class VNet(nn.Module):
     Args:
         in_channels: image channels C.
         out_channels: classes K.
-        width: channels of the first level, the embedding width A of the head's input; each level has twice those of
-            the one above.
+        width: channels of the first level, the embedding width A of the classifier's input; each level has twice those
+            of the one above.
         norm: ``batch``; ``instance`` or ``group`` (8 groups) where batches are small or mix kinds of images.
         dropout: probability with which training drops a channel of the deepest map, and of the last one.
 
@@ -67,10 +69,9 @@ class VNet(nn.Module):
             self.ups.append(_resample("convtrans", spatial_dims, widths[level + 1], after, norm))
             self.decoder.append(_stage(spatial_dims, after, after, CONVOLUTIONS[level], norm))
         self.dropout = Dropout["dropout", spatial_dims](dropout)
-        self.head = Conv["conv", spatial_dims](width, out_channels, 1)
+        self.classifier = Conv["conv", spatial_dims](width, out_channels, 1)
 
-    def features(self, image: torch.Tensor) -> torch.Tensor:
-        """The head's input ``(B, width, *spatial)``."""
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         check_image(image, self.spatial_dims, self.in_channels)
         x = pad_to_multiple(image)
         skips: list[torch.Tensor] = []
@@ -80,10 +81,7 @@ class VNet(nn.Module):
         x = self.dropout(skips.pop())
         for up, stage in zip(self.ups, self.decoder):  # noqa: B905
             x = stage(up(x) + skips.pop())
-        return crop(self.dropout(x), image.shape[2:])
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(image))
+        return self.classifier(crop(self.dropout(x), image.shape[2:]))
 
 
 def _stage(spatial_dims: int, before: int, after: int, count: int, norm: str) -> nn.Sequential:

@@ -1,14 +1,18 @@
 """What a run reports: scores of each case, their table, and pictures."""
 
-from .cases import case_rows, check_distances, distance_unit, format_table, score_structure, summarise, write_cases_csv
+from .case_evaluator import CaseEvaluator
+from .cases import case_rows, column_unit, format_table, score_structure, summarise, write_cases_csv
+from .evaluator import Pictures, ReportEvaluator
 from .overlay import save_overlay
 from .overlay_handler import OverlayHandler
 
 __all__ = [
+    "CaseEvaluator",
     "OverlayHandler",
+    "Pictures",
+    "ReportEvaluator",
     "case_rows",
-    "check_distances",
-    "distance_unit",
+    "column_unit",
     "format_table",
     "save_overlay",
     "score_structure",

@@ -19,6 +19,7 @@ from .markdown import markdown
 
 NAN = float("nan")
 UNITS = ("mm", "px")  # of a spacing
+DISTANCE_UNITS = ("mm", "voxels")
 COLUMN_UNITS = (*UNITS, "voxels")
 _STATUSES = ("absent", "missed", "false_positive")
 
@@ -27,7 +28,8 @@ def score_structure(
     prediction: np.ndarray,
     truth: np.ndarray,
     spacing: Sequence[float],
-    distances: bool | str = True,
+    distances: bool = True,
+    distance_unit: str = "mm",
     unit: str = "mm",
     symmetric: bool = True,
 ) -> dict[str, Any]:
@@ -50,8 +52,9 @@ def score_structure(
         prediction: boolean mask, or anything where not 0 means inside.
         truth: the same for the truth.
         spacing: mm per voxel, one number for each axis; for data without spacing usually 1 for each.
-        distances: "voxels" gives HD95 and ASD in voxels whatever their spacing, as much of the literature prints them;
-            False leaves them out (nan): they take most of the time.
+        distances: False leaves HD95 and ASD out (nan): they take most of the time.
+        distance_unit: "mm", or the ``unit`` of data without it; "voxels" whatever their spacing, as much of the
+            literature prints them.
         unit: of ``spacing``: "mm", or "px" for data without spacing.
         symmetric: False gives the ASD of older papers, from the prediction's surface to that of the truth alone, which
             does not see what the prediction leaves out; the column's name stays.
@@ -60,7 +63,7 @@ def score_structure(
         both ``(*spatial)``.
 
     Raises:
-        ValueError: shapes or spacing do not fit, or the unit or ``distances`` is another.
+        ValueError: shapes or spacing do not fit, or a unit is another.
     """
     if unit not in UNITS:
         raise ValueError(f"unit: expected one of {', '.join(UNITS)}, found {unit}.")
@@ -75,32 +78,28 @@ def score_structure(
     counts = {"truth_voxels": int(truth.sum()), "prediction_voxels": int(prediction.sum())}
     volumes = {"truth_ml": counts["truth_voxels"] * voxel_ml, "prediction_ml": counts["prediction_voxels"] * voxel_ml}
     status = _status(counts["truth_voxels"], counts["prediction_voxels"])
-    unit = distance_unit(unit, distances)
+    unit = column_unit(unit, distance_unit)
     spacing = [1.0] * truth.ndim if unit == "voxels" else spacing
-    *shares, hd95, asd = _measures(status, prediction, truth, spacing, bool(distances), symmetric)
+    *shares, hd95, asd = _measures(status, prediction, truth, spacing, distances, symmetric)
     found = [value if status == "ok" else NAN for value in (hd95, asd)]
     measures = dict(zip(_measure_names(unit), (*shares, hd95, found[0], asd, found[1]), strict=True))
     return {"status": status, **measures, **counts, **volumes}
 
 
-def check_distances(distances: bool | str) -> bool | str:
-    """``distances`` as it is: for those who want to know before a training and not after it.
+def check_distance_unit(distance_unit: str) -> str:
+    """``distance_unit`` as it is: for those who want to know before a training and not after it.
 
     Raises:
-        ValueError: it is neither True, "voxels" nor False.
+        ValueError: it is neither mm nor voxels.
     """
-    if distances not in (True, False, "voxels"):
-        raise ValueError(f"distances: expected True, voxels or False, found {distances}.")
-    return distances
+    if distance_unit not in DISTANCE_UNITS:
+        raise ValueError(f"distance_unit: expected one of {', '.join(DISTANCE_UNITS)}, found {distance_unit}.")
+    return distance_unit
 
 
-def distance_unit(unit: str, distances: bool | str) -> str:
-    """The unit of HD95 and ASD, which stands in the names of their columns: that of the spacing, or voxels.
-
-    Args:
-        distances: as in :func:`score_structure`; see :func:`check_distances`.
-    """
-    return "voxels" if check_distances(distances) == "voxels" else unit
+def column_unit(unit: str, distance_unit: str) -> str:
+    """The unit of HD95 and ASD, which stands in the names of their columns: that of the spacing, or voxels."""
+    return "voxels" if check_distance_unit(distance_unit) == "voxels" else unit
 
 
 def case_rows(
@@ -110,19 +109,19 @@ def case_rows(
     structures: Mapping[int, str],
     spacing: Sequence[float],
     unit: str = "mm",
-    symmetric: bool = True,
-    distances: bool | str = True,
+    distances: bool = True,
+    distance_unit: str = "mm",
     **extra: Any,
 ) -> list[dict[str, Any]]:
     """One row for each structure of two label maps, with ``extra`` columns (protocol, seed, ...) behind the case.
 
     Args:
         structures: label value to name, without the background.
-        spacing, unit, symmetric, distances: as in :func:`score_structure`.
+        spacing, unit, distances, distance_unit: as in :func:`score_structure`.
     """
     rows = []
     for label, name in structures.items():
-        scores = score_structure(prediction == label, truth == label, spacing, distances, unit, symmetric)
+        scores = score_structure(prediction == label, truth == label, spacing, distances, distance_unit, unit)
         rows.append({"case": case, **extra, "structure": name, **scores})
     return rows
 

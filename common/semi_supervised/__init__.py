@@ -1,18 +1,18 @@
-"""What the semi-supervised bundles share: two streams of data, a teacher, the bases they build on, scoring of cases."""
+"""What the semi-supervised bundles share: two streams of data, a teacher, and the methods they build on."""
 
-from .bases import CopyPaste, MeanTeacherBase, Mixer, Step, Supervised, Voxels, choose_base
+from .copy_paste import CopyPaste, Mixer
 from .data import PairDataset, PairSampler, read_semi_supervised
-from .evaluator import CaseEvaluator, component_filter
+from .mean_teacher import MeanTeacherConsistency, sigmoid_ramp
 from .objective import SemiSupervisedObjective
-from .region_loss import DiceCERegionLoss, PseudoLabels
-from .teacher import MeanTeacher, TeacherUpdate, choose_network
+from .pseudo_labels import PseudoLabels
+from .step import Step, Voxels
+from .supervised import Supervised
+from .teacher import MeanTeacher, TeacherUpdate
 
 __all__ = [
-    "CaseEvaluator",
     "CopyPaste",
-    "DiceCERegionLoss",
     "MeanTeacher",
-    "MeanTeacherBase",
+    "MeanTeacherConsistency",
     "Mixer",
     "PairDataset",
     "PairSampler",
@@ -22,8 +22,6 @@ __all__ = [
     "Supervised",
     "TeacherUpdate",
     "Voxels",
-    "choose_base",
-    "choose_network",
-    "component_filter",
     "read_semi_supervised",
+    "sigmoid_ramp",
 ]

@@ -18,10 +18,11 @@ from common.data import (
     CaseFacts,
     DataError,
     Dataset,
+    Preprocessing,
     check_dataset,
     read_dataset,
     refuse_foreign,
-    refuse_other_kind,
+    refuse_other_kinds,
 )
 from common.data.draws import drawing, endless, plain, slices
 from common.data.photograph import is_photograph
@@ -32,24 +33,22 @@ FEW = 2  # fewer labelled cases that show a class are worth a warning
 
 def read_semi_supervised(
     dataset_dir: str | Path,
-    channels: int = 1,
+    preprocessing: Preprocessing,
     labelled: int | None = None,
     need_unlabeled: bool = True,
     spatial_dims: int = 3,
     patch_size: Sequence[int] = (32, 32, 32),
-    zoom: float | Sequence[float] = 1.0,
 ) -> dict[str, Any]:
     """Read and check a data set; no label of a case that trains without one is opened.
 
     Warns once of the classes that fewer than two of the labelled cases show.
 
     Args:
-        channels: channels of an image.
+        preprocessing: of the images: their channels, kinds and zoom.
         labelled: so many cases of ``training`` keep their labels, the first ones; the images of the others join
             ``unlabeled``. null keeps all. A case with several images (time points) counts once.
         need_unlabeled: false where nothing is learnt from unlabelled cases.
-        spatial_dims, patch_size, zoom: of the training: 2 for slices; one length an axis of these; a number, or one for
-            each axis of an image.
+        spatial_dims, patch_size: of the training: 2 for slices; one length an axis of these.
 
     Returns:
         ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label), ``labels``
@@ -68,12 +67,11 @@ def read_semi_supervised(
     if need_unlabeled and not dataset.unlabeled:
         raise DataError(
             f"{file}: expected unlabelled cases, found none in `unlabeled` and a label for each case of `training`; "
-            "add images to `unlabeled`, keep fewer labels (`labelled`), or train on labels alone (`base: supervised`)."
+            "add images to `unlabeled`, keep fewer labels (`labelled`), or train on labels alone (supervised.json)."
         )
-    if spatial_dims == 3:
-        refuse_other_kind(dataset.images, False, "photographs are for bundles that train on slices (spatial_dims 2)")
-    facts = check_dataset(dataset, channels=channels, channels_option="in_channels")
-    _check_sizes(spatial_dims, patch_size, zoom, dataset.images)
+    refuse_other_kinds(dataset.images, preprocessing.kinds)
+    facts = check_dataset(dataset, channels=preprocessing.channels, channels_option="preprocessing_def::channels")
+    _check_sizes(spatial_dims, patch_size, preprocessing.zoom, dataset.images)
     _warn_of_rare_classes(dataset, facts["training"])
     return {
         "training": dataset.training,
@@ -95,7 +93,7 @@ def _refuse_gaps(labels: Sequence[int], file: Path) -> None:
 
 
 def _check_sizes(
-    spatial_dims: int, patch_size: Sequence[int], zoom: float | Sequence[float], images: Sequence[str]
+    spatial_dims: int, patch_size: Sequence[int], zoom: float | Sequence[float] | None, images: Sequence[str]
 ) -> None:
     """Raises ValueError: lengths that the network and the images have no axes for."""
     problems = []
@@ -106,7 +104,7 @@ def _check_sizes(
                         f"found {patch_size}")  # fmt: skip
     axes = sorted({2 if is_photograph(image) else 3 for image in images})
     several = f", or {axes[0]}, one for each axis of an image" if len(axes) == 1 else ""  # no list fits both kinds
-    factors = list(zoom) if isinstance(zoom, Sequence) else [zoom]
+    factors = list(zoom) if isinstance(zoom, Sequence) else [1.0 if zoom is None else zoom]
     if (isinstance(zoom, Sequence) and [len(factors)] != axes) or min(factors) <= 0:
         problems.append(f"zoom: expected a number above 0{several}, found {zoom}")
     if problems:

@@ -11,13 +11,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
+from common.description import described
 from common.engine.unwrap import unwrap
-from common.networks.linear_head import forward_with_features
+from common.networks.features import forward_with_features
 
 logger = logging.getLogger(__name__)
 NORMS = ("ema", "batch")
 
 
+@described()
 class MeanTeacher(nn.Module):
     r"""Exponential moving average of a network's parameters and buffers.
 
@@ -70,10 +72,10 @@ class MeanTeacher(nn.Module):
         self.average.update_parameters(unwrap(student))
 
     @torch.no_grad()
-    def forward(self, image: torch.Tensor, head: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and features, as :func:`common.networks.linear_head.forward_with_features`, without gradient."""
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and features, as :func:`common.networks.forward_with_features`, without gradient."""
         self.train(self.training)  # a validation of the averaged network leaves it in a mode of its own
-        return forward_with_features(self.network, image, head)
+        return forward_with_features(self.network, image)
 
     def train(self, mode: bool = True) -> MeanTeacher:
         """The teacher never trains: whatever the mode, dropout is off, and running averages stay as they are."""
@@ -86,19 +88,8 @@ class MeanTeacher(nn.Module):
         return self
 
 
-def choose_network(name: str, base: str, student: nn.Module, teacher: MeanTeacher) -> nn.Module:
-    """The network to score and to save: the student, or its average where the base has one.
-
-    Raises:
-        ValueError: another name than ``student`` and ``teacher``.
-    """
-    if name not in ("student", "teacher"):
-        raise ValueError(f"inference_network must be student or teacher, got {name!r}.")
-    return student if name == "student" or base == "supervised" else teacher.network
-
-
 class TeacherUpdate:
-    """Handler that calls ``objective.update_teacher(network)`` after every step of the optimizer.
+    """Handler that lets the teacher follow after every step of the optimizer, from where the base first asks for it.
 
     Warns at the end of a run that was too short for the teacher to begin.
     """
@@ -111,13 +102,17 @@ class TeacherUpdate:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def __call__(self, engine: Engine) -> None:
-        unwrap(self.objective).update_teacher(engine.network)
+        objective = unwrap(self.objective)
+        if objective.base.needs_teacher and objective.base.begun(
+            objective.teacher, engine.state.iteration, objective.total_steps
+        ):
+            objective.teacher.update(engine.network)
 
     def _completed(self, engine: Engine) -> None:
         objective = unwrap(self.objective)
         if objective.base.needs_teacher and not objective.teacher.begun:
             logger.warning(
                 "the run ended after %d updates, before the teacher begins at %d: nothing was learnt from unlabelled "
-                "images, and a saved teacher is untrained. Set max_epochs higher or pretrain lower.",
-                int(objective.step), objective.base.start(objective.total_steps),
-            )
+                "images. Set max_epochs higher or pretrain lower.",
+                engine.state.iteration, objective.base.start(objective.total_steps),
+            )  # fmt: skip

@@ -15,15 +15,18 @@ from monai.utils import ensure_tuple
 from torch.utils.data import Dataset
 
 from common.data import (
+    CaseDataset,
     CaseFacts,
     DataError,
+    Preprocessing,
     check_dataset,
     ensure_sample_data,
     natural_key,
     read_dataset,
     refuse_foreign,
-    refuse_other_kind,
+    refuse_other_kinds,
 )
+from common.data.dataset import file_stem
 from common.data.draws import drawing
 
 from .sample import generate_sample_data
@@ -37,8 +40,10 @@ FOLDS = 5
 def read_datalist(
     dataset_dir: str,
     bundle_root: str,
+    preprocessing: Preprocessing,
     fold: int = 0,
     support: str = "next_scan",
+    support_scans: int | None = None,
     novel_labels: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Read, check and split a data set; the sample data is generated when ``dataset_dir`` is its place and is missing.
@@ -49,8 +54,10 @@ def read_datalist(
     after it. Queries and supports are not trained on.
 
     Args:
-        support: ``next_scan`` (the scan after the fold, as SSL-ALPNet), ``first`` or ``last`` of the other scans, a
-            case id, or a number N as text: the first scan of each of the next N folds, for the spread over supports.
+        preprocessing: of the images: their channels and kinds.
+        support: ``next_scan`` (the scan after the fold, as SSL-ALPNet), ``first`` or ``last`` of the other scans, or a
+            case id.
+        support_scans: in its place so many supports: the first scan of each of the next folds, for the spread.
         novel_labels: ids never trained on and validated on; default the highest id.
 
     Returns:
@@ -62,18 +69,18 @@ def read_datalist(
     """
     directory = Path(dataset_dir)
     sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
-    dataset, facts = read_scans(directory)
+    dataset, facts = read_scans(directory, preprocessing)
     if dataset.validation and (directory / "support").is_dir():
-        facts["support"] = read_scans(directory / "support")[1]["training"]
+        facts["support"] = read_scans(directory / "support", preprocessing)[1]["training"]
     asked = [max(dataset.labels)] if novel_labels is None else ensure_tuple(novel_labels)
     novel = [int(label) if str(label).isdecimal() else label for label in asked]
     unknown = [str(label) for label in novel if label not in dataset.labels]
     if unknown:
         raise DataError(f"novel_labels: expected some of {dataset.labels}, the labels of "
                         f"{directory / 'dataset.json'}, found {', '.join(unknown)}")  # fmt: skip
-    if dataset.validation and (fold != 0 or support != "next_scan"):
+    if dataset.validation and (fold != 0 or support != "next_scan" or support_scans is not None):
         logger.warning("%s: its `validation` says what is segmented; fold and support are not used.", directory)
-    training, queries, supports = split_scans(dataset, fold, str(support))
+    training, queries, supports = split_scans(dataset, fold, str(support), support_scans)
     names = {label: dataset.labels[label] for label in novel}
     shown = {fact.image: fact.label_ids for split in facts.values() for fact in split}
     blank = [f"support {scan['case']}: expected novel label {label} ({names[label]}), found {shown[scan['image']]}; "
@@ -91,15 +98,15 @@ def read_datalist(
     }
 
 
-def read_scans(directory: str | Path) -> tuple[Any, dict[str, list[CaseFacts]]]:
+def read_scans(directory: str | Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, list[CaseFacts]]]:
     """A data set of volumes, and what the check saw of it, by split.
 
     Raises:
         DataError: there are photographs; with every problem of the files.
     """
     dataset = read_dataset(directory)
-    refuse_other_kind(dataset.images, False, "photographs are for other bundles")
-    return dataset, check_dataset(dataset)
+    refuse_other_kinds(dataset.images, preprocessing.kinds)
+    return dataset, check_dataset(dataset, channels=preprocessing.channels)
 
 
 class QueryDataset(Dataset):
@@ -118,7 +125,10 @@ class QueryDataset(Dataset):
         if self.queries and "support" not in self.queries[0]:
             rest = self.queries[1:] or self.queries
             self.queries = [{**item, "support": self.queries[:1]} for item in rest]
-        self.transform = transform
+        everyone = [scan for item in self.queries for scan in (item, *item["support"])]
+        items = list({str(scan["image"]): scan for scan in everyone}.values())
+        self.cases = CaseDataset(items, transform)
+        self._place = {str(scan["image"]): index for index, scan in enumerate(items)}
         self._scans: dict[str, dict] = {}
 
     def __len__(self) -> int:
@@ -135,31 +145,23 @@ class QueryDataset(Dataset):
         """A transformed scan; every scan is read once."""
         key = str(item["image"])
         if key not in self._scans:
-            self._scans[key] = load_scan(item, self.transform)
+            self._scans[key] = as_slices(self.cases[self._place[key]])
         return self._scans[key]
 
 
-def load_scan(item: dict, transform: Callable) -> dict[str, Any]:
-    """``image`` (D, 1, H, W) at the network's size; ``label`` (D, H', W'), ``native`` (H', W', D) at the scan's own."""
-    done = transform({"image": item["image"], "label": item["label"]})
-    label = done["label"]
-    return {
-        "image": slices(done["image"]),
-        "label": slices(label)[:, 0].to(torch.uint8),
-        "native": torch.as_tensor(done["native"] if "native" in done else label).as_subclass(torch.Tensor)[0],
-        "affine": np.asarray(label.affine),
-        "spacing": [float(step) for step in label.pixdim],
-        "case": _name(item),
-        "file": str(item["image"]),
-    }
+def as_slices(case: dict[str, Any]) -> dict[str, Any]:
+    """A scan of :class:`common.data.CaseDataset` as a stack of slices.
+
+    ``image`` (D, 1, H, W) at the network's size; ``label`` (D, H', W'), ``native`` (H', W', D) at the scan's own.
+    """
+    return case | {
+        "image": slices(case["image"]), "label": slices(case["label"][None])[:, 0], "native": case["native"][0]
+    }  # fmt: skip
 
 
-def only_item(batch: list) -> Any:
-    """Collate for whole scans, which come one at a time."""
-    return batch[0]
-
-
-def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list[dict], list[dict]]:
+def split_scans(
+    dataset: Any, fold: int, support: str, support_scans: int | None = None
+) -> tuple[list[dict], list[dict], list[dict]]:
     """Training scans, query scans and support scans of one fold (see :func:`read_datalist`)."""
     if dataset.validation:
         folder = dataset.directory / "support"
@@ -182,22 +184,24 @@ def split_scans(dataset: Any, fold: int, support: str) -> tuple[list[dict], list
         )
     folds = [[str(case) for case in block] for block in folds]
     others = [case for case in scans if case not in folds[fold]]
-    chosen = _choose_supports(folds, fold, others, support)
+    chosen = _choose_supports(folds, fold, others, support, support_scans)
     training = [scans[case] for case in others if case not in chosen]
     return training, [scans[case] for case in folds[fold]], [scans[case] for case in chosen]
 
 
-def _choose_supports(folds: list[list[str]], fold: int, others: list[str], support: str) -> list[str]:
+def _choose_supports(
+    folds: list[list[str]], fold: int, others: list[str], support: str, support_scans: int | None
+) -> list[str]:
+    if support_scans is not None:
+        return [folds[(fold + step) % len(folds)][0] for step in range(1, min(support_scans, len(folds) - 1) + 1)]
     if support == "next_scan":
         return [next((case for case in others if natural_key(case) > natural_key(folds[fold][-1])), others[0])]
     if support in ("first", "last"):
         return [others[0] if support == "first" else others[-1]]
     if support in others:
         return [support]
-    if support.isdigit():
-        return [folds[(fold + step) % len(folds)][0] for step in range(1, min(int(support), len(folds) - 1) + 1)]
     raise DataError(
-        f"support {support!r}: expected next_scan, first, last, a number, or a case outside fold {fold}: {others}."
+        f"support {support!r}: expected next_scan, first, last, or a case outside fold {fold}: {others}."
     )
 
 
@@ -263,7 +267,7 @@ class EpisodeDataset(Dataset):
             {
                 "image": slices(item["image"]),
                 "label": slices(item["label"])[:, 0].to(torch.uint8),
-                "case": _name(source),
+                "case": str(source.get("case") or file_stem(source["image"])),
             }
             for item, source in zip(CacheDataset(data, transform, num_workers=1), data, strict=True)
         ]
@@ -368,6 +372,3 @@ class EpisodeDataset(Dataset):
                 return torch.as_tensor(view["image"]).as_subclass(torch.Tensor), moved
         return image, mask
 
-
-def _name(item: dict) -> str:
-    return str(item.get("case") or Path(str(item["image"])).name.split(".nii")[0])

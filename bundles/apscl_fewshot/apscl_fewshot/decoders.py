@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.description import described
+
 EPSILON = 1e-5
 Code = dict[str, torch.Tensor]
 
@@ -50,6 +52,7 @@ def _cosine_logits(features: torch.Tensor, prototypes: torch.Tensor, scale: floa
     return scale * torch.einsum("qahw,pa->qphw", F.normalize(features, dim=1), F.normalize(prototypes, dim=1))
 
 
+@described()
 class PANetDecoder(nn.Module):
     """One prototype for the class and one for the background, compared by scaled cosine.
 
@@ -68,6 +71,7 @@ class PANetDecoder(nn.Module):
         return cosine_logits(features, code["prototypes"], self.cos_scale)
 
 
+@described()
 class ALPNetDecoder(nn.Module):
     r"""Local prototypes pooled on a grid beside the global one; each position matches its own mixture of them.
 
@@ -108,6 +112,7 @@ class ALPNetDecoder(nn.Module):
         return torch.stack(scores, dim=1)
 
 
+@described()
 class ADNetDecoder(nn.Module):
     r"""Anomaly detection: only the class has a prototype; whatever lies beyond a learned threshold is background.
 

@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets.resnet import ResNet
 from torch import nn
 
+from common.description import described
 from common.engine.checkpoint import load_checkpoint
 
 LAYERS = {
@@ -19,6 +20,7 @@ LAYERS = {
 }
 
 
+@described(leave_out=["weights"])
 class ResNetEncoder(nn.Module):
     """ResNet with dilation instead of stride in its last stages, and a bias-free 1x1 convolution to ``feat_dim``.
 
@@ -75,6 +77,7 @@ class ResNetEncoder(nn.Module):
         return self.projection(x)
 
 
+@described()
 class LightEncoder(nn.Module):
     """A stack of strided 3x3 convolutions from a mask to the size of the image features; under 1 M parameters.
 

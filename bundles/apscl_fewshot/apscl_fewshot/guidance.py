@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.description import described
+
 from .decoders import Code, class_prototypes, cosine_logits
 
 
@@ -48,6 +50,7 @@ class MutualGuidance(nn.Module):
         return alpha
 
 
+@described()
 class MutualGuidanceDecoder(nn.Module):
     """MGD: 1x1 projections h of support and query, guidance of the query, cosines with the support's prototypes.
 

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from monai.inferers import SliceInferer
 from monai.transforms import MapTransform
-from torch import nn
 
-from common.data import DataError
+from common.data import CaseDataset, DataError, Preprocessing
 
-from .data import load_scan, read_scans
+from .data import as_slices, read_scans
 from .network import FewShotNetwork
 from .protocol import SupportBank, slice_key
 from .sample import generate_sample_data
@@ -30,8 +29,8 @@ class Support:
 
     Args:
         support_dir: a data set whose ``training`` scans are the support; the sample data's is generated when missing.
-        transform: deterministic transforms of ``image`` and ``label``, as in validation.
-        labels: class ids to segment; null takes every label of the data set.
+        preprocessing: of the model.
+        structures: class ids to segment; null takes every label of the data set.
         parts: support slices per scan and class.
         sample_dir: where the sample data belongs.
 
@@ -43,8 +42,8 @@ class Support:
     def __init__(
         self,
         support_dir: str,
-        transform: Callable,
-        labels: Sequence[int] | None = None,
+        preprocessing: Preprocessing,
+        structures: Sequence[int] | None = None,
         parts: int = 3,
         sample_dir: str | None = None,
     ) -> None:
@@ -55,13 +54,14 @@ class Support:
         ):
             logger.info("generating sample data in %s", sample_dir)
             generate_sample_data(sample_dir)
-        dataset, _ = read_scans(support_dir)
-        self.labels = sorted(dataset.labels) if labels is None else [int(label) for label in labels]
+        dataset, _ = read_scans(support_dir, preprocessing)
+        self.labels = sorted(dataset.labels) if structures is None else [int(label) for label in structures]
         unknown = [label for label in self.labels if label not in dataset.labels]
         if unknown:
             raise DataError(f"the support {support_dir} has no label {unknown}; it has {dataset.labels}.")
         self.names = {label: dataset.labels[label] for label in self.labels}
-        self.scans = [load_scan(item, transform) for item in dataset.training]
+        cases = CaseDataset(dataset.training, preprocessing.evaluation())
+        self.scans = [as_slices(cases[index]) for index in range(len(cases))]
         self.parts = parts
         _refuse_mixed_spacing(self.scans)
 
@@ -87,25 +87,18 @@ class SupportedNetwork(FewShotNetwork):
     Scriptable: the bank then travels inside the TorchScript file.
 
     Args:
-        support: the annotated scans; null needs the buffers to come from elsewhere.
+        network: as trained; its parts become those of this one, under the same names.
+        support: the annotated scans.
 
     Shape:
         ``(B, C, H, W)`` to logits ``(B, 1 + N, H, W)``: zero for the background, log-odds of each class.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        prior: nn.Module | None = None,
-        position: nn.Module | None = None,
-        support: Support | None = None,
-    ) -> None:
-        super().__init__(encoder, decoder, prior, position)
+    def __init__(self, network: FewShotNetwork, support: Support) -> None:
+        super().__init__(network.encoder, network.decoder, network.prior, network.position)
         self.support = support
-        if support is not None:
-            self.refresh()
-            self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.refresh()
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
 
     def refresh(self) -> None:
         """Encode the support anew with the present weights."""

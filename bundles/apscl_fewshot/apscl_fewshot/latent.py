@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from common.description import described
 
+
+@described()
 class LatentBlock(nn.Module):
     """Flatten and three linear layers, from a feature map to mean and log-variance of a diagonal Gaussian.
 
@@ -46,6 +49,7 @@ def sample_latent(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
 
 
+@described()
 class FeatureEnhancement(nn.Module):
     r"""FEM: scale and shift every feature channel by functions of the latent.
 

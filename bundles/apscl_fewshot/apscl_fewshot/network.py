@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.description import described
+
 from .decoders import Code
 from .latent import sample_latent
 from .position import body_frame
 
 
+@described()
 class AnatomicalPrior(nn.Module):
     """The latent of an image and the feature enhancement (FEM) it drives.
 
@@ -29,6 +32,7 @@ class AnatomicalPrior(nn.Module):
         return self.enhancement(features, latent), mean, logvar
 
 
+@described()
 class FewShotNetwork(nn.Module):
     """Encoder and decoder, with APSCL's anatomical prior and our position prior where they are given.
 

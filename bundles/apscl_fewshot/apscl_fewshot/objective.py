@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.description import described
 from common.losses import gaussian_kl, spatial_similarity
 
 from .decoders import shrink_mask
@@ -17,6 +18,7 @@ from .decoders import shrink_mask
 ACTIVE_NATS = 0.01
 
 
+@described()
 class LabelBranch(nn.Module):
     """From a binary mask to the posterior of its latent: label encoder and posterior block.
 
@@ -34,6 +36,7 @@ class LabelBranch(nn.Module):
         return self.posterior(self.encoder(masks))
 
 
+@described()
 class SpatialSimilarity(nn.Module):
     """SIM: 1x1 projections to query, key and value, then attention-aligned similarity. Used by the contrast alone.
 
@@ -62,6 +65,7 @@ class SpatialSimilarity(nn.Module):
         return torch.stack([torch.stack(row) for row in rows])
 
 
+@described()
 class Objective(nn.Module):
     r"""L = CE + kl_weight (KL_s + KL_q) + scl_weight SCL (Huang et al., ACM MM 2024, section 3.6).
 
@@ -93,7 +97,7 @@ class Objective(nn.Module):
         self.register_buffer("class_weights", torch.tensor([ce_bg_weight, 1.0]), persistent=False)
 
     def forward(
-        self, network: nn.Module, batch: dict[str, torch.Tensor]
+        self, network: nn.Module, batch: dict[str, torch.Tensor], step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Logits of the queries and the terms of the loss; ``loss`` is their sum.
 

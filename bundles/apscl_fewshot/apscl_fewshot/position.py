@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.description import described
+
 GRID = 64  # side of the map that a support keeps
 REACH = 0.25  # how far the map extends beyond the body's box, in widths of the box
 
@@ -31,6 +33,7 @@ def body_frame(images: torch.Tensor, threshold: float = 0.12, tail: float = 0.02
     return torch.stack(sides, dim=1)
 
 
+@described()
 class PositionPrior(nn.Module):
     r"""Log-prior of the class at every pixel, added to the log-odds at inference.
 

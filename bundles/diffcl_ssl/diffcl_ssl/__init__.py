@@ -25,18 +25,11 @@ if getattr(common, "__version__", None) != __version__:
         "first. Use bundles of one release in one process, and keep other packages named `common` off the path."
     )
 
-from common.engine import refuse_unknown_keys, report_root_cause  # noqa: E402
-
 
 def bundle_root() -> str:
-    """The bundle's folder, whatever the working directory.
-
-    A config resolves it before anything else, so it also refuses misspelt overrides and makes errors end readably.
-    """
-    report_root_cause()
-    refuse_unknown_keys()
+    """The bundle's folder, whatever the working directory."""
     return str(_BUNDLE)
 
 
 # Loaded now: MONAI Label takes the bundle's folder off the path once a task is built.
-from . import data, diffusion, network, peers, propagation, sample, trainer  # noqa: E402, F401
+from . import data, diffusion, evaluator, inferer, network, objective, peers, propagation, sample  # noqa: E402, F401

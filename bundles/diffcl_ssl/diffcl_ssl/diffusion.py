@@ -10,6 +10,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from monai.networks.schedulers import DDPMScheduler
 from torch import nn
 
+from common.description import described
 from common.networks.blocks import check_image
 from common.networks.vnet import VNet
 
@@ -19,6 +20,7 @@ WAVES, EMBEDDING = 128, 512  # sinusoids of a time, and width of what is made of
 STEPS, BETAS = 1000, (1e-4, 2e-2)  # T, and the first and the last beta
 
 
+@described()
 class DiffusionNetwork(VNet):
     r"""V-Net that finds a segmentation in the image, a noised segmentation, and the time that tells how noised it is.
 
@@ -68,17 +70,13 @@ class DiffusionNetwork(VNet):
         self.time = nn.Sequential(nn.Linear(WAVES, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU())
         self.shifts = nn.ModuleList(nn.Linear(EMBEDDING, conv.out_channels) for conv, _, _ in self._blocks())
 
-    def features(self, image: torch.Tensor, noised: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """The head's input ``(B, width, *spatial)``."""
+    def forward(self, image: torch.Tensor, noised: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         self._check(image, noised, times)
-        embedding = self.time(get_timestep_embedding(times, WAVES).to(self.head.weight.dtype))
+        embedding = self.time(get_timestep_embedding(times, WAVES).to(self.classifier.weight.dtype))
         with ExitStack() as hooks:  # they leave with the block
             for (_, norm, _), linear in zip(self._blocks(), self.shifts, strict=True):
                 hooks.enter_context(norm.register_forward_hook(_add(linear(embedding))))
-            return super().features(torch.cat([image, noised], 1))
-
-    def forward(self, image: torch.Tensor, noised: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(image, noised, times))
+            return super().forward(torch.cat([image, noised], 1))
 
     def _blocks(self) -> list[nn.Sequential]:
         """Convolution of kernel 3, norm and leaky ReLU, each time that the network has them."""
@@ -93,6 +91,7 @@ class DiffusionNetwork(VNet):
             raise ValueError(f"expected {expected[0]} integer times, got {times.dtype} of shape {(*times.shape,)}.")
 
 
+@described()
 class Diffusion(nn.Module):
     r"""Noises segmentations.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from common.description import described
 from common.networks.blocks import LEVELS
 from common.networks.high_frequency_mamba import HighFrequencyMamba
 from common.networks.vnet import VNet
@@ -13,6 +14,7 @@ from common.networks.vnet import VNet
 __all__ = ["ConvolutionalNetwork"]
 
 
+@described()
 class ConvolutionalNetwork(VNet):
     """V-Net, some of whose encoder stages end in a :class:`~common.networks.HighFrequencyMamba` block.
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from common.description import described
 from common.engine.unwrap import unwrap
-from common.networks.linear_head import find_linear_head, forward_with_features
+from common.networks.features import forward_with_features, forward_with_inputs, linear_classifier
 
 from .diffusion import STEPS, Diffusion
-
-HEAD = "head"  # name of the 1x1 classifier of every network here
 
 
 @dataclass
@@ -45,6 +44,7 @@ class Peer(nn.Module):
         return seen.logits, seen.reliable
 
 
+@described()
 class PlainPeer(Peer):
     """A second network of the student's kind, which sees the image alone (cross pseudo supervision).
 
@@ -55,10 +55,11 @@ class PlainPeer(Peer):
     """
 
     def forward(self, image: torch.Tensor, labels: torch.Tensor) -> Seen:
-        logits, features = forward_with_features(self._wrapped[0], image, HEAD)
+        logits, features = forward_with_features(self._wrapped[0], image)
         return Seen(logits, features, torch.ones(len(image), dtype=torch.bool, device=image.device))
 
 
+@described()
 class DiffusionPeer(Peer):
     """A diffusion network, which sees the image and noised labels: true ones, or the student's.
 
@@ -101,9 +102,7 @@ class DiffusionPeer(Peer):
         """The prediction from labels ``(B, *spatial)``, each a class, noised to a random time."""
         times = self.diffusion.draw_times(len(image), *self.times, device=image.device)
         noised = self.diffusion.noised(labels, times)
-        features: list[torch.Tensor] = []
-        head = find_linear_head(self.network, HEAD)
-        with head.register_forward_pre_hook(lambda module, args: features.append(args[0])):  # leaves with the block
-            logits = self._wrapped[0](image, noised, times)
+        classifier = linear_classifier(self.network)
+        logits, (features,) = forward_with_inputs(self._wrapped[0], [classifier], image, noised, times)
         low, high = (round(share * STEPS) for share in self.pseudo_times)
-        return Seen(logits, features[0], (low <= times) & (times < high), times / STEPS)
+        return Seen(logits, features, (low <= times) & (times < high), times / STEPS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.description import described
 from common.losses import ClassMemoryBank
-from common.semi_supervised.bases import Voxels
+from common.semi_supervised import Voxels
 from common.semi_supervised.voxels import draw_per_class, pick
 
 from .peers import Seen
@@ -16,6 +17,7 @@ from .propagation_loss import LabelPropagationLoss
 __all__ = ["LabelPropagation", "LabelPropagationLoss", "Projection", "PrototypeLoss"]
 
 
+@described()
 class LabelPropagation(nn.Module):
     r"""L_cl between a bank of the peer's labelled voxels and random unlabelled voxels of the student.
 

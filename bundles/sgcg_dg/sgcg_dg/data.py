@@ -13,12 +13,13 @@ from torch.utils.data import Dataset, Sampler
 
 from common.data import (
     DataError,
+    Preprocessing,
     check_dataset,
     ensure_sample_data,
     natural_key,
     read_dataset,
     refuse_foreign,
-    refuse_other_kind,
+    refuse_other_kinds,
 )
 from common.data.draws import drawing, endless, plain, slices
 
@@ -32,12 +33,11 @@ VALIDATION_SHARE = 5  # one of so many source cases validates, in a domain that 
 def read_datalist(
     dataset_dir: str,
     bundle_root: str,
+    preprocessing: Preprocessing,
     regions: Mapping[str, Sequence[int]],
     target_domain: str | None = None,
     source_domains: Sequence[str] | None = None,
     single_source: bool = False,
-    channels: int = 3,
-    photographs: bool | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
     """Read, check and split a data set by domain; the sample data is generated when its folder is missing.
@@ -48,12 +48,11 @@ def read_datalist(
     cases, the last ones in natural order.
 
     Args:
+        preprocessing: of the images: their channels and kinds.
         regions: name to label ids (see :class:`~sgcg_dg.regions.Regions`).
         target_domain: the domain left out; null takes the last in alphabetical order, ``none`` leaves none out.
         source_domains: the domains to train on; null takes all others.
         single_source: train on one domain alone; amplitudes then come from other images of the same domain.
-        channels: channels of an image.
-        photographs: true takes photographs alone, false scans alone, null both.
         allow_missing: accept training cases that do not show every region.
 
     Returns:
@@ -68,10 +67,8 @@ def read_datalist(
     directory = Path(dataset_dir)
     sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
     dataset = read_dataset(directory)
-    if photographs is not None:
-        todo = "for scans put volume.json over train.json" if photographs else "leave volume.json out for photographs"
-        refuse_other_kind(dataset.images, photographs, todo)
-    facts = check_dataset(dataset, channels=channels, channels_option="in_channels")
+    refuse_other_kinds(dataset.images, preprocessing.kinds)
+    facts = check_dataset(dataset, channels=preprocessing.channels, channels_option="preprocessing_def::channels")
     problems = Regions.problems(regions, dataset.labels)
     labelled = dataset.training + dataset.validation
     problems += [f"{item['case']}: expected a \"domain\", found none; name the hospital or scanner it comes from"
@@ -158,7 +155,7 @@ class DomainDataset(Dataset):
     """Training images, each with its domain, its mask and a second view in the style of another domain.
 
     What draw number ``draw`` of epoch ``epoch`` gives is a function of (seed, epoch, draw) alone, so that workers and
-    resuming do not change it. Volumes are taken slice by slice when ``spatial_dims`` is 2.
+    resuming do not change it. Volumes are taken slice by slice.
 
     Source: the data flow of RAM-DSIR (random amplitude mixup after the spatial augmentation; the partner domain uniform
     over the others, its image uniform within it and not augmented).
@@ -179,7 +176,6 @@ class DomainDataset(Dataset):
         self,
         data: Sequence[dict],
         transform: Callable,
-        spatial_dims: int = 2,
         augmentation: Callable | None = None,
         mix: Callable | None = None,
         partner: str = "other_domain",
@@ -193,7 +189,7 @@ class DomainDataset(Dataset):
         self.images, self.labels, self.domains, self.cases = [], [], [], []
         for item in data:
             done = transform({"image": item["image"], "label": item["label"]})
-            for image, label in slices(plain(done["image"]), plain(done["label"]), spatial_dims):
+            for image, label in slices(plain(done["image"]), plain(done["label"]), 2):
                 self.images.append(image.float())
                 self.labels.append(label.to(torch.uint8))
                 self.domains.append(self.names.index(item.get("domain", "unknown")))
@@ -238,14 +234,37 @@ class DomainDataset(Dataset):
         return int(rng.choice(members))
 
 
+def share_out(shares: np.ndarray, total: int, least: int = 2) -> np.ndarray:
+    """Whole numbers near ``shares * total``, each at least ``least``, whose sum is the total (largest remainders).
+
+    Raises:
+        ValueError: the total is too small.
+    """
+    if total < least * len(shares):
+        raise ValueError(
+            f"batch_size: expected {least * len(shares)} or more, {least} images of each of {len(shares)} domains, "
+            f"found {total}."
+        )
+    wanted = shares * total
+    counts = np.maximum(least, np.floor(wanted).astype(int))
+    while (missing := total - counts.sum()) != 0:  # too many where small shares were raised to the least
+        behind = np.where(counts + np.sign(missing) < least, -np.inf, np.sign(missing) * (wanted - counts))
+        counts[int(behind.argmax())] += np.sign(missing)
+    return counts
+
+
 class DomainBatchSampler(Sampler):
     """Batches with a block of every domain, for ever reshuffled.
 
     Args:
         dataset: a :class:`DomainDataset`.
-        batch_size: images in a batch; each domain gets at least two, for its own batch norm.
+        batch_size: images in a batch, of which each domain gets at least two, for its own batch norm. What shares leave
+            over goes to the domains of the largest remainder, among equal ones to the first.
         iterations: batches in an epoch.
         policy: ``equal`` shares, or shares ``proportional`` to the domains' sizes.
+
+    Raises:
+        ValueError: an unknown policy, or a batch too small for two images of each domain.
 
     Yields:
         lists of (index, number of the draw in the epoch); domains in order, each in one block.
@@ -259,7 +278,7 @@ class DomainBatchSampler(Sampler):
         self.members, self.iterations, self.seed, self.epoch = dataset.members, iterations, seed, 0
         sizes = np.array([len(own) for own in self.members], float)
         shares = sizes / sizes.sum() if policy == "proportional" else np.full(len(sizes), 1 / len(sizes))
-        self.counts = np.maximum(2, np.floor(shares * batch_size).astype(int))
+        self.counts = share_out(shares, batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

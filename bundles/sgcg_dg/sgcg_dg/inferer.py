@@ -1,17 +1,37 @@
-"""From logits to a label map."""
+"""How a whole scan or photograph goes through the network, and from logits to a label map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from monai.inferers import SliceInferer
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from .protocol import Protocol, largest_and_filled, threshold
+from common.data import cleanup as make_cleanup
+from common.data.draws import plain
+
+from .protocol import BATCH, Protocol, clean_masks
 from .regions import Regions
+
+
+class WholeInferer(SliceInferer):
+    """A photograph as it is, a scan slice by slice along its last axis; both at the network's size.
+
+    Args:
+        image_size: of a slice.
+
+    Shape:
+        ``(1, C, H, W)`` or ``(1, C, H, W, S)`` to logits ``(1, K, ...)`` of the same size.
+    """
+
+    def __init__(self, image_size: Sequence[int]) -> None:
+        super().__init__(spatial_dim=2, roi_size=image_size, sw_batch_size=BATCH)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return network(inputs) if inputs.ndim == 4 else super().__call__(inputs, network, *args, **kwargs)
 
 
 class RegionsToLabeld(MapTransform):
@@ -19,25 +39,21 @@ class RegionsToLabeld(MapTransform):
 
     Args:
         regions: name to label ids, as in training.
-        protocol: arguments of :class:`~sgcg_dg.protocol.Protocol`: head, threshold, largest component.
+        cleanup: of each region, see :func:`common.data.cleanup.cleanup`.
 
     Shape:
-        ``(K, *spatial)`` (softmax: ``(1 + K, *spatial)``) to ``(1, *spatial)``, uint8.
+        ``(K, *spatial)`` to ``(1, *spatial)``, uint8.
     """
 
-    def __init__(
-        self, keys: Any, regions: Mapping[str, Sequence[int]], protocol: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, keys: Any, regions: Mapping[str, Sequence[int]], cleanup: Sequence[str]) -> None:
         super().__init__(keys)
         self.regions = Regions(regions, {label: str(label) for ids in regions.values() for label in ids})
-        self.protocol = Protocol(**(protocol or {}))
+        self.clean = make_cleanup(cleanup)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         data = dict(data)
         for key in self.key_iterator(data):
-            masks = threshold(torch.as_tensor(data[key]).as_subclass(torch.Tensor).float().cpu(), self.protocol)
-            if self.protocol.largest_component:
-                masks = torch.from_numpy(np.stack([largest_and_filled(mask) for mask in masks.numpy()]))
+            masks = clean_masks(plain(data[key]).float().cpu().sigmoid() > Protocol.threshold, self.clean)
             label = self.regions.label_map(masks)[None]
             data[key] = convert_to_dst_type(label, data[key], dtype=torch.uint8)[0]  # keeps the affine
         return data

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.layers.factories import Conv, Pool
 from torch import nn
 
-from common.networks.blocks import (
-    LEVELS,
-    check_image,
-    check_options,
-    conv_norm_relu,
-    crop,
-    init_convolutions,
-    make_norm,
-    pad_to_multiple,
-)
+from common.description import described
+from common.networks.blocks import LEVELS, check_image, conv_norm_relu, crop, init_convolutions, pad_to_multiple
 
 from .layers import HalveAndUpsample
 
@@ -27,7 +18,7 @@ class Encoder(nn.Module):
         ``(B, C, *spatial)``, sizes multiples of 16, to five maps ``(B, w * 2**i, *spatial / 2**i)``, the finest first.
     """
 
-    def __init__(self, spatial_dims: int = 2, in_channels: int = 3, width: int = 16, norm: str = "batch") -> None:
+    def __init__(self, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
         before = in_channels
@@ -35,11 +26,11 @@ class Encoder(nn.Module):
             after = width * 2**level
             self.blocks.append(
                 nn.Sequential(
-                    Pool["max", spatial_dims](2) if level > 0 else nn.Identity(),
-                    Conv["conv", spatial_dims](before, after, 3, padding=1),
-                    make_norm(norm, spatial_dims, after),
-                    *conv_norm_relu(spatial_dims, after, after, 3, norm),
-                    *conv_norm_relu(spatial_dims, after, after, 3, norm),
+                    nn.MaxPool2d(2) if level > 0 else nn.Identity(),
+                    nn.Conv2d(before, after, 3, padding=1),
+                    nn.BatchNorm2d(after),
+                    *conv_norm_relu(2, after, after, 3, "batch"),
+                    *conv_norm_relu(2, after, after, 3, "batch"),
                 )
             )
             before = after
@@ -61,13 +52,13 @@ class DecoderBlock(nn.Module):
         ``(B, channels, *2s)``.
     """
 
-    def __init__(self, spatial_dims: int, channels: int, norm: str, first: bool = False) -> None:
+    def __init__(self, channels: int, first: bool = False) -> None:
         super().__init__()
-        wide = [] if first else conv_norm_relu(spatial_dims, 2 * channels, channels, 3, norm)
+        wide = [] if first else conv_norm_relu(2, 2 * channels, channels, 3, "batch")
         self.reduce = nn.Sequential(*wide)
-        self.halve = HalveAndUpsample(spatial_dims, channels, channels // 2)
-        self.act = nn.Sequential(make_norm(norm, spatial_dims, channels // 2), nn.ReLU(inplace=True))
-        self.merge = nn.Sequential(*conv_norm_relu(spatial_dims, channels, channels, 3, norm))
+        self.halve = HalveAndUpsample(channels, channels // 2)
+        self.act = nn.Sequential(nn.BatchNorm2d(channels // 2), nn.ReLU(inplace=True))
+        self.merge = nn.Sequential(*conv_norm_relu(2, channels, channels, 3, "batch"))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         x = self.act(self.halve(self.reduce(x)))
@@ -81,10 +72,10 @@ class Decoder(nn.Module):
         the encoder's five maps to ``(B, 2w, *spatial)``, not negative.
     """
 
-    def __init__(self, spatial_dims: int = 2, width: int = 16, norm: str = "batch") -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            DecoderBlock(spatial_dims, width * 2**level, norm, first=level == LEVELS - 1)
+            DecoderBlock(width * 2**level, first=level == LEVELS - 1)
             for level in range(LEVELS - 1, 0, -1)
         )
 
@@ -95,46 +86,36 @@ class Decoder(nn.Module):
         return x
 
 
+@described()
 class UNet(nn.Module):
     """U-Net whose decoder ends in a map of ``2 * width`` channels at full resolution: what SgCG contrasts.
 
     Source: the network of Zhou et al., "Generalizable Medical Image Segmentation via Random Amplitude Mixup and
-    Domain-Specific Image Restoration" (RAM-DSIR), ECCV 2022, which SgCG (ICLR 2025 submission) keeps. Departures: three
-    dimensions; instance and group norm; any image size (far edges repeated up to a multiple of 16, then cropped).
+    Domain-Specific Image Restoration" (RAM-DSIR), ECCV 2022, which SgCG (ICLR 2025 submission) keeps. Departure: any
+    image size (far edges repeated up to a multiple of 16, then cropped).
 
     Args:
         in_channels: image channels C.
-        out_channels: classes K.
+        out_channels: regions K.
         width: channels of the first level; each level has twice those of the one above.
-        norm: ``batch``; ``instance`` or ``group`` (8 groups) for batches too small for statistics.
 
     Shape:
-        ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
+        ``(B, C, H, W)`` to logits ``(B, K, H, W)``. ``decoder`` is given the encoder's maps, of which the last is the
+        deepest, ``(B, 16w, H / 16, W / 16)`` with sizes rounded up; ``classifier`` the penultimate, ``(B, 2w, H, W)``.
 
     Raises:
-        ValueError: unknown option; an image of another shape than ``(B, C, *spatial)``.
+        ValueError: an image of another shape.
     """
 
-    def __init__(
-        self, spatial_dims: int = 2, in_channels: int = 3, out_channels: int = 2, width: int = 16, norm: str = "batch"
-    ) -> None:
+    def __init__(self, in_channels: int = 3, out_channels: int = 2, width: int = 16) -> None:
         super().__init__()
-        check_options(spatial_dims, norm)
-        self.spatial_dims = spatial_dims
         self.in_channels = in_channels
-        self.encoder = Encoder(spatial_dims, in_channels, width, norm)
-        self.decoder = Decoder(spatial_dims, width, norm)
-        self.head = Conv["conv", spatial_dims](2 * width, out_channels, 3, padding=1)
+        self.encoder = Encoder(in_channels, width)
+        self.decoder = Decoder(width)
+        self.classifier = nn.Conv2d(2 * width, out_channels, 3, padding=1)
         init_convolutions(self)
 
-    def features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The deepest map ``(B, 16w, *spatial / 16)``, sizes rounded up, and the penultimate ``(B, 2w, *spatial)``.
-
-        The deepest map of an image of 16 or less in all axes is two long in the last one.
-        """
-        check_image(image, self.spatial_dims, self.in_channels)
-        maps = self.encoder(pad_to_multiple(image))
-        return maps[-1], crop(self.decoder(maps), image.shape[2:])
-
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(image)[1])
+        check_image(image, 2, self.in_channels)
+        maps = self.encoder(pad_to_multiple(image))
+        return self.classifier(crop(self.decoder(maps), image.shape[2:]))

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.description import described
 from common.engine.unwrap import unwrap
 from common.losses import ClassMemoryBank
+from common.networks.features import forward_with_inputs
 
 from .regions import Regions
 
@@ -19,36 +21,28 @@ LEVELS = ("penultimate", "deep", "logits")
 
 
 class RegionLoss(nn.Module):
-    r"""Segmentation loss of a sigmoid head with one channel a region, or of a softmax head over the labels.
+    r"""Segmentation loss of sigmoid channels, one a region.
 
     Source: RAM-DSIR: binary cross-entropy (mean) plus Dice as *one* ratio over batch, channels and pixels with squared
-    denominators; softmax: cross-entropy plus the same Dice of the foreground. Departures: of several foreground
-    labels of a softmax (the paper has one) the mean of their ratios.
+    denominators.
 
     Args:
-        loss: a :class:`monai.losses.DiceCELoss` with ``batch`` and ``squared_pred``, of one channel for ``sigmoid``.
-        regions: name to label ids; the labels of ``softmax`` are 1..K in the order of the regions.
-        head: ``sigmoid`` or ``softmax``.
+        loss: a :class:`monai.losses.DiceCELoss` of one sigmoid channel with ``batch`` and ``squared_pred``.
+        regions: name to label ids.
     """
 
-    def __init__(self, loss: nn.Module, regions: dict[str, list[int]], head: str = "sigmoid") -> None:
+    def __init__(self, loss: nn.Module, regions: dict[str, list[int]]) -> None:
         super().__init__()
-        if head not in ("sigmoid", "softmax"):
-            raise ValueError(f"head must be sigmoid or softmax, got {head!r}.")
-        labels = {label: str(label) for ids in regions.values() for label in ids}
-        if head == "softmax" and len(labels) < sum(map(len, regions.values())):
-            found = ", ".join(f"{name} {list(ids)}" for name, ids in regions.items())
-            raise ValueError(f"head softmax: expected regions without a label in common, found {found}; use sigmoid.")
-        self.loss, self.regions, self.head = loss, Regions(regions, labels), head
+        self.loss = loss
+        self.regions = Regions(regions, {label: str(label) for ids in regions.values() for label in ids})
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         masks = self.regions.masks(label).float()
-        if self.head == "sigmoid":  # channels join the batch: one ratio over everything
-            return self.loss(logits.float().flatten(0, 1)[:, None], masks.flatten(0, 1)[:, None])
-        background = 1 - masks.amax(1, keepdim=True)
-        return self.loss(logits.float(), torch.cat([background, masks], 1))
+        # channels join the batch: one ratio over everything
+        return self.loss(logits.float().flatten(0, 1)[:, None], masks.flatten(0, 1)[:, None])
 
 
+@described(leave_out=["start"])
 class FeatureContrast(nn.Module):
     r"""L_feat: contrast of pixel features with the Gaussian of every class, from statistics of all domains (Eq. 12).
 
@@ -62,8 +56,7 @@ class FeatureContrast(nn.Module):
         loss: :class:`common.losses.GaussianContrastiveLoss` or :class:`common.losses.BankContrastiveLoss`.
         num_classes: labels, background included.
         level: ``penultimate`` (the map before the head), ``deep`` (the encoder's last) or ``logits``.
-        views: which of ``image`` and ``ram``.
-        normalise: unit length.
+        stride: see above.
         start: training steps before statistics and loss begin.
     """
 
@@ -73,29 +66,27 @@ class FeatureContrast(nn.Module):
         loss: nn.Module,
         num_classes: int,
         level: str = "penultimate",
-        views: tuple[str, ...] = ("image", "ram"),
-        normalise: bool = True,
         stride: int = 2,
         start: int = 0,
     ) -> None:
         super().__init__()
-        if level not in LEVELS or not set(views) <= {"image", "ram"} or not views:
-            raise ValueError(f"level must be one of {LEVELS}, views of image and ram; got {level!r}, {views!r}.")
+        if level not in LEVELS:
+            raise ValueError(f"level must be one of {LEVELS}, got {level!r}.")
         self.memory, self.loss, self.num_classes = memory, loss, num_classes
-        self.level, self.views, self.normalise, self.stride, self.start = level, tuple(views), normalise, stride, start
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.level, self.stride, self.start = level, stride, start
 
-    def forward(self, maps: dict[str, torch.Tensor], label: torch.Tensor, domain: torch.Tensor) -> torch.Tensor | None:
-        """The loss of this step, or None during the warm-up.
+    def forward(
+        self, maps: dict[str, torch.Tensor], label: torch.Tensor, domain: torch.Tensor, step: int
+    ) -> torch.Tensor | None:
+        """The loss of a step, or None during the warm-up.
 
         Shape:
             ``maps`` view to ``(B, A, *spatial')``, ``label`` ``(B, 1, *spatial)``, ``domain`` ``(B,)``.
         """
-        self.step += self.training
-        if self.step <= self.start:
+        if step < self.start:
             return None
         with torch.autocast(label.device.type, enabled=False):
-            parts = [self._pixels(maps[view], label, domain) for view in self.views if view in maps]
+            parts = [self._pixels(found, label, domain) for found in maps.values()]
             features, labels, domains = (torch.cat(part) for part in zip(*parts, strict=True))
             if isinstance(self.memory, ClassMemoryBank):
                 self.memory.push(features, labels)
@@ -110,8 +101,7 @@ class FeatureContrast(nn.Module):
         """Features ``(N, A)``, labels ``(N,)`` and domains ``(N,)`` of one view."""
         label = fit_labels(label, features.shape[2:], self.num_classes)
         features, label = thin(features.float(), self.stride), thin(label[:, None], self.stride)[:, 0]
-        if self.normalise:
-            features = F.normalize(features, dim=1)
+        features = F.normalize(features, dim=1)
         domains = domain.view(-1, *[1] * (label.ndim - 1)).expand_as(label)
         return features.movedim(1, -1).flatten(0, -2), label.flatten(), domains.flatten()
 
@@ -129,11 +119,11 @@ def fit_labels(label: torch.Tensor, size: torch.Size, num_classes: int, share: f
     if label.shape[2:] == size:
         return label[:, 0]
     shares = torch.stack([(label[:, 0] == k).float() for k in range(num_classes)], 1)
-    shares = F.adaptive_avg_pool2d(shares, size) if len(size) == 2 else F.adaptive_avg_pool3d(shares, size)
-    best, winner = shares.max(1)
+    best, winner = F.adaptive_avg_pool2d(shares, size).max(1)
     return torch.where(best >= share, winner, -1)
 
 
+@described()
 class GeneralisationObjective(nn.Module):
     r"""L_ram = Seg(x) + Seg(x_ram) + w_kd KD + w_rec sum_d MSE_d, plus lambda L_feat.
 
@@ -167,13 +157,12 @@ class GeneralisationObjective(nn.Module):
         self.contrast_weight, self.log_every = contrast_weight, log_every
 
     def forward(
-        self, network: nn.Module, batch: dict[str, torch.Tensor]
+        self, network: nn.Module, batch: dict[str, torch.Tensor], step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Logits of the original view and the terms of the loss; ``loss`` is their sum.
 
         Shape:
-            ``image`` and, with mixing, ``image_ram`` (B, C, *spatial) in 0..1, ``label`` (B, 1, *spatial), ``domain``
-            (B,).
+            ``image`` and, with mixing, ``image_ram`` (B, C, H, W) in 0..1, ``label`` (B, 1, H, W), ``domain`` (B,).
         """
         label = batch["label"]
         views = {"image": all_levels(network, batch["image"])}
@@ -190,7 +179,7 @@ class GeneralisationObjective(nn.Module):
                 terms["rec"] = self._restore(views["ram"]["deep"], batch["image"], batch["domain"])
                 total = total + self.restoration_weight * terms["rec"]
         if self.contrast is not None:
-            total, more = self._contrast(total, views, label, batch["domain"])
+            total, more = self._contrast(total, views, label, batch["domain"], step)
             terms |= more
         return views["image"]["logits"], {"loss": total, **terms}
 
@@ -204,14 +193,14 @@ class GeneralisationObjective(nn.Module):
         return torch.stack(losses).sum()
 
     def _contrast(
-        self, total: torch.Tensor, views: dict[str, dict], label: torch.Tensor, domain: torch.Tensor
+        self, total: torch.Tensor, views: dict[str, dict], label: torch.Tensor, domain: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         maps = {view: levels[self.contrast.level] for view, levels in views.items()}
-        loss = self.contrast(maps, label, domain)
+        loss = self.contrast(maps, label, domain, step)
         if loss is None:
             return total, {}
         terms = {"feat": loss}
-        if self.training and self.contrast.step % self.log_every == 0:
+        if self.training and (step + 1) % self.log_every == 0:
             terms["pull"] = pull(self.contrast_weight * loss, total, list(maps.values()))
             if getattr(self.contrast.memory, "cov", None) is not None:  # the scatter is a share of the covariance
                 terms["scatter"] = self.contrast.memory.between_group_scatter().float()
@@ -219,17 +208,10 @@ class GeneralisationObjective(nn.Module):
 
 
 def all_levels(network: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Logits, penultimate and deepest map of one forward pass; hooks, because a distributed wrapper hides the parts."""
-    inner, found = unwrap(network), {}
-    taps = [
-        inner.encoder.register_forward_hook(lambda module, inputs, maps: found.update(deep=maps[-1])),
-        inner.head.register_forward_pre_hook(lambda module, inputs: found.update(penultimate=inputs[0])),
-    ]
-    try:
-        return {"logits": network(image), **found}
-    finally:
-        for tap in taps:
-            tap.remove()
+    """Logits, penultimate and deepest map of one forward pass."""
+    inner = unwrap(network)
+    logits, (maps, penultimate) = forward_with_inputs(network, [inner.decoder, inner.classifier], image)
+    return {"logits": logits, "deep": maps[-1], "penultimate": penultimate}
 
 
 def pull(contrast: torch.Tensor, rest: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:

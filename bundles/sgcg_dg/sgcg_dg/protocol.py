@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms.utils import get_largest_connected_component_mask
-from scipy import ndimage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.data.draws import plain
 from common.data.shrink import enlarge
 
 BATCH = 8  # images that share their statistics with `bn="batch"`, as published
@@ -25,18 +24,14 @@ class Protocol:
     """Choices of an evaluation; the defaults are the `clean` preset, ``paper_compat.json`` holds the published ones.
 
     Args:
-        head: ``sigmoid`` (a channel a region) or ``softmax`` (background, then the regions).
-        threshold: of a sigmoid channel's probability.
-        largest_component: keep the largest component of each region and fill its holes.
+        threshold: of a region's probability.
         all_slices: false leaves out the slices that the published loop leaves out (see :func:`published_slices`).
         skip_empty: true clears the prediction of slices without truth, as published: the label decides.
         symmetric: false measures ASD from the prediction to the truth alone.
         empty_distance: distance of a missed structure; null is the image's diagonal.
     """
 
-    head: str = "sigmoid"
     threshold: float = 0.5
-    largest_component: bool = True
     all_slices: bool = True
     skip_empty: bool = False
     symmetric: bool = True
@@ -64,49 +59,39 @@ def batch_norm(network: nn.Module, mode: str) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)
 
 
-def together(cases: Sequence[dict], spatial_dims: int) -> Iterator[list[dict]]:
+def together(cases: Sequence[dict]) -> Iterator[list[dict]]:
     """Cases that go through the network together: single images up to eight, in groups of nearly equal size."""
-    single = [case for case in cases if case["image"].ndim == spatial_dims + 1]
+    single = [case for case in cases if case["image"].ndim == 3]
     if single:
         for index in np.array_split(np.arange(len(single)), -(-len(single) // BATCH)):
             yield [single[i] for i in index]
     for case in cases:
-        if case["image"].ndim == spatial_dims + 2:  # a volume's slices
+        if case["image"].ndim == 4:  # a volume's slices
             yield [case]
 
 
-def predict(network: nn.Module, cases: Sequence[dict], spatial_dims: int, bn: str, device: torch.device) -> list:
+def predict(network: nn.Module, cases: Sequence[dict], bn: str, device: torch.device) -> list[torch.Tensor]:
     """Logits ``(K, *spatial)`` at the network's size, one for each of the cases of one group."""
-    images = torch.cat([_stack(case["image"], spatial_dims) for case in cases])
+    images = torch.cat([_stack(case["image"]) for case in cases])
     chunks = np.array_split(np.arange(len(images)), -(-len(images) // BATCH))
     with batch_norm(network, bn):
         logits = torch.cat([network(images[chunk].to(device)).float().cpu() for chunk in chunks])
-    if cases[0]["image"].ndim == spatial_dims + 2:
+    if cases[0]["image"].ndim == 4:
         return [logits.movedim(0, -1)]
     return list(logits)
 
 
-def to_masks(logits: torch.Tensor, case: dict, protocol: Protocol) -> np.ndarray:
-    """Boolean masks ``(K, *native)`` of the regions on the case's own grid."""
-    masks = threshold(enlarge(logits, case["label"].shape), protocol)
+def to_masks(logits: torch.Tensor, case: dict, protocol: Protocol, clean: Callable) -> np.ndarray:
+    """Boolean masks ``(K, *native)`` of the regions on the case's own grid; ``clean`` takes one of them."""
+    masks = enlarge(logits, case["label"].shape).sigmoid() > protocol.threshold
     if masks.ndim == 4:
         masks = _drop_slices(masks, case["label"], protocol)
-    masks = masks.numpy()
-    return np.stack([largest_and_filled(mask) for mask in masks]) if protocol.largest_component else masks
+    return clean_masks(masks, clean).numpy()
 
 
-def threshold(logits: torch.Tensor, protocol: Protocol) -> torch.Tensor:
-    """Logits ``(K, *spatial)``, or ``(1 + K, *spatial)`` of a softmax, to boolean masks ``(K, *spatial)``."""
-    if protocol.head == "softmax":
-        return logits.argmax(0) == torch.arange(1, len(logits)).view(-1, *[1] * (logits.ndim - 1))
-    return logits.sigmoid() > protocol.threshold
-
-
-def largest_and_filled(mask: np.ndarray) -> np.ndarray:
-    """The largest connected component of a mask, its holes filled; an empty mask stays empty."""
-    if not mask.any():
-        return mask
-    return ndimage.binary_fill_holes(get_largest_connected_component_mask(mask))
+def clean_masks(masks: torch.Tensor, clean: Callable) -> torch.Tensor:
+    """Boolean masks ``(K, *spatial)``, each through a transform of :func:`common.data.cleanup.cleanup`."""
+    return torch.stack([plain(clean(mask[None].to(torch.uint8)))[0] > 0 for mask in masks])
 
 
 def published_slices(depth: int, batch: int = BATCH) -> range:
@@ -124,9 +109,9 @@ def _drop_slices(masks: torch.Tensor, label: torch.Tensor, protocol: Protocol) -
     return masks & keep
 
 
-def _stack(image: torch.Tensor, spatial_dims: int) -> torch.Tensor:
+def _stack(image: torch.Tensor) -> torch.Tensor:
     """``(C, *spatial)`` to a batch: itself, or its slices along the last axis."""
-    return image[None] if image.ndim == spatial_dims + 1 else image.movedim(-1, 0)
+    return image[None] if image.ndim == 3 else image.movedim(-1, 0)
 
 
 def mean_masks(labels: Sequence[torch.Tensor], masks_of: Any) -> torch.Tensor:

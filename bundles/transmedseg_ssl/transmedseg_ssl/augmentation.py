@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.description import described
 from common.losses import ClassStatistics
 from common.losses.expected_cross_entropy import ExpectedCrossEntropyLoss
-from common.networks.linear_head import find_linear_head
-from common.semi_supervised.bases import Step, Voxels
+from common.networks.features import linear_classifier
+from common.semi_supervised import Step, Voxels
 from common.semi_supervised.voxels import draw_per_class, pick
 
 DIRECTIONS = ("source_to_target", "teacher_to_student")
 
 
+@described()
 class TransferableAugmentation(nn.Module):
     r"""L_tsa: expected cross-entropy of features augmented from one domain's class statistics to the other's.
 
@@ -25,16 +27,11 @@ class TransferableAugmentation(nn.Module):
     pseudo-labels, :math:`\Delta\mu = \mu_{stu} - \mu_{tea}`, :math:`\Sigma = \Sigma_{stu}`, and the gradient reaches
     only the student's classifier.
 
-    With ``mi_weight``, L_tsa is reduced by that times the mutual information of class and voxel in the student's
-    probabilities p on unlabelled voxels, :math:`H(\bar p) - \overline{H(p)}` (H the entropy, the bar a mean over
-    voxels): TSA's, which asks for certain predictions that take all classes. Departure: it is a part of L_tsa and has
-    its :math:`\beta` before it, where TSA's stands beside; ``mi_weight`` 0.1 / :math:`\beta` is TSA's 0.1.
-
     Source: reconstructed from the abstract and captions of TransMedSeg (2025), after TSA (Li et al., CVPR 2021). What
     they leave open is decided in the arguments' defaults.
 
     Args:
-        num_classes: K. feat_dim: A. head: name of the network's 1x1 classifier.
+        num_classes: K. feat_dim: A.
         loss: :class:`common.losses.ExpectedCrossEntropyLoss`.
         strength: :math:`\lambda_0`; :math:`\lambda = \lambda_0 \min(t / T, 1)`.
         direction: see above.
@@ -43,44 +40,32 @@ class TransferableAugmentation(nn.Module):
         confidence: the least probability of a pseudo-label that counts; 0 takes all.
         match_confidence: ask the same of the student on labelled voxels, so that the mean shift between the domains is
             not that between confident voxels and all.
-        on_unlabelled: ``source_to_target`` also on the student's features of unlabelled voxels with confident
-            pseudo-labels. They are moved by the same :math:`\lambda \Delta\mu_y`, though they are of the target.
-        mi_weight: see above.
         voxels_per_class: features of a class that a batch adds to a memory.
         max_count: see :class:`common.losses.ClassStatistics`. min_count: fewer features of a class in either memory
             leave its voxels as they are.
         seed: of the draw of voxels, which leaves all other random numbers alone.
 
     Raises:
-        ValueError: an unknown direction or covariance; a ``max_count`` below ``min_count``; ``on_unlabelled`` in the
-            other direction, which works on unlabelled voxels as it is.
+        ValueError: an unknown direction or covariance; a ``max_count`` below ``min_count``.
     """
 
     def __init__(
-        self, num_classes: int, feat_dim: int, head: str, loss: ExpectedCrossEntropyLoss | None = None,
-        strength: float = 0.25, direction: str = "source_to_target", mean_shift: bool = True, covariance: str = "full",
-        confidence: float = 0.75, match_confidence: bool = False, on_unlabelled: bool = False, mi_weight: float = 0.0,
-        voxels_per_class: int = 1024, max_count: int | None = 20000, min_count: int = 256, seed: int = 0,
+        self, num_classes: int, feat_dim: int, loss: ExpectedCrossEntropyLoss | None = None, strength: float = 0.25,
+        direction: str = "source_to_target", mean_shift: bool = True, covariance: str = "full",
+        confidence: float = 0.75, match_confidence: bool = False, voxels_per_class: int = 1024,
+        max_count: int | None = 20000, min_count: int = 256, seed: int = 0,
     ) -> None:
         super().__init__()
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}.")
-        if on_unlabelled and direction == "teacher_to_student":
-            raise ValueError("on_unlabelled (tsa_on_unlabelled in train.json) belongs to source_to_target: "
-                             "teacher_to_student works on unlabelled voxels as it is.")  # fmt: skip
-        self.head, self.loss = head, loss or ExpectedCrossEntropyLoss()
+        self.loss = loss or ExpectedCrossEntropyLoss()
         self.strength, self.direction, self.mean_shift = strength, direction, mean_shift
         self.confidence, self.match_confidence = confidence, match_confidence
-        self.on_unlabelled, self.mi_weight = on_unlabelled, mi_weight
         self.voxels_per_class, self.seed = voxels_per_class, seed
         self.student, self.teacher = (
             ClassStatistics(num_classes, feat_dim, cov=covariance, max_count=max_count, min_count=min_count)
             for _ in range(2)
         )
-
-    def check(self, network: nn.Module) -> None:
-        """Raises ValueError: the network has no head of more features than classes."""
-        find_linear_head(network, self.head, wide=True)
 
     def forward(self, network: nn.Module, step: Step, number: int, total: int) -> tuple[torch.Tensor, dict]:
         """The loss of one step, and what to log.
@@ -93,23 +78,16 @@ class TransferableAugmentation(nn.Module):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         self._remember(self.student, labelled.features, self._source_labels(labelled), generator)
         self._remember(self.teacher, unlabelled.features, confident, generator)
-        head = find_linear_head(network, self.head)
-        weight = head.weight.flatten(1)
+        classifier = linear_classifier(network)
+        weight = classifier.weight.flatten(1)
         if self.direction == "source_to_target":
             logits, labels = labelled.logits, labelled.labels
         else:
-            logits, labels = classify(head, unlabelled.features.detach()), confident
-        if self.on_unlabelled:
-            logits = torch.cat([logits, step.student_logits])
-            labels = torch.cat([labels, torch.where(step.visible, confident, -1)])
+            logits, labels = classify(classifier, unlabelled.features.detach()), confident
         strength = self.strength * min(number / max(total, 1), 1.0)
         shift, cov = self.differences()
         loss = self.loss(logits, labels, weight, strength, shift, cov)
-        logged = self._log(weight, strength, shift, cov)
-        if self.mi_weight:
-            information = mutual_information(step.student_logits.movedim(1, -1)[step.visible])
-            loss, logged = loss - self.mi_weight * information, logged | {"information": information}
-        return loss, logged
+        return loss, self._log(weight, strength, shift, cov)
 
     def _source_labels(self, labelled: Voxels) -> torch.Tensor:
         if not self.match_confidence:
@@ -151,13 +129,6 @@ class TransferableAugmentation(nn.Module):
         for name, table in parts.items() if classes <= 5 else ():  # more pairs than anyone looks at
             logged |= {f"{name}/{y}_{j}": table[y, j] for y, j in pairs.nonzero().tolist()}
         return logged | {"margin_clamped": (both[pairs] >= self.loss.max_margin).float().mean()}
-
-
-def mutual_information(logits: torch.Tensor) -> torch.Tensor:
-    r"""Of class and voxel, in nats: :math:`H(\bar p) - \overline{H(p)}` of the probabilities p of logits ``(N, K)``."""
-    log_p = logits.float().log_softmax(1)
-    mean = log_p.exp().mean(0)
-    return (log_p.exp() * log_p).sum(1).mean() - torch.special.xlogy(mean, mean).sum()
 
 
 def classify(head: nn.Module, features: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from common.data import ensure_sample_data
-from common.semi_supervised.data import read_semi_supervised
+from common.semi_supervised import read_semi_supervised
 
 from .sample import generate_sample_data
+
+__all__ = ["read_datalist"]
 
 
 def read_datalist(dataset_dir: str, bundle_root: str, **options: Any) -> dict[str, Any]:

@@ -8,18 +8,16 @@ import torch
 from monai.networks.utils import eval_mode
 from torch import nn
 
+from common.description import described
 from common.engine.unwrap import unwrap
-from common.networks.linear_head import forward_with_features
-from common.semi_supervised.bases import Mixer, Step, Supervised, Voxels, sigmoid_ramp
-from common.semi_supervised.region_loss import PseudoLabels
-from common.semi_supervised.teacher import MeanTeacher
+from common.networks.features import forward_with_features
+from common.semi_supervised import MeanTeacher, Mixer, PseudoLabels, Step, Supervised, Voxels, sigmoid_ramp
 
-from .peers import DiffusionPeer, PlainPeer, Seen
+from .peers import Peer, Seen
 from .propagation import LabelPropagation
 
-__all__ = ["CrossSupervision", "DiffusionPeer", "PlainPeer"]
 
-
+@described()
 class CrossSupervision(Supervised):
     r"""Student and peer learn the true labels and each other's pseudo-labels: L = L^c + L^d.
 
@@ -35,22 +33,19 @@ class CrossSupervision(Supervised):
     unlabelled images as they are, without dropout; a diffusion network is shown the mixture of true and pseudo-labels.
     The mixer's first stage has true labels alone.
 
-    A base as those of :mod:`common.semi_supervised.bases`. The teacher, the student's average, teaches nothing here;
-    inference may use it.
+    A base of :class:`common.semi_supervised.SemiSupervisedObjective`; it needs no teacher.
 
     Source: reconstructed from the abstract and captions of Diff-CL (arXiv 2503.09408); the ramp of Laine and Aila.
     Departures: labelled and unlabelled images pass through a network one after the other, since statistics over both
     spoil batch norm; the prototypes of :class:`.LabelPropagation` add a term that reaches neither network.
 
     Args:
-        head: name of the student's 1x1 classifier.
         peer: :class:`.PlainPeer` or :class:`.DiffusionPeer`; the parameters of ``peer.network`` need an optimizer.
         loss: L_s.
         propagation: L_cl; null leaves it out. Its parameters need an optimizer.
         weight: :math:`\mu`. ramp: T_r as a share of the training.
         propagation_weight: :math:`\eta`. propagation_start: the share of the steps with unlabelled images that is
             without L_cl.
-        confidence: the least probability of a pseudo-label that counts, either way.
         largest_component: see :class:`common.semi_supervised.PseudoLabels`.
         mixer: of BCP (Bai et al., CVPR 2023), or null.
 
@@ -58,16 +53,14 @@ class CrossSupervision(Supervised):
         ValueError: the peer's network is the student itself; a batch that the mixer cannot halve.
     """
 
-    needs_teacher = True
-
     def __init__(
-        self, head: str, peer: nn.Module, loss: nn.Module | None = None, propagation: LabelPropagation | None = None,
+        self, peer: Peer, loss: nn.Module | None = None, propagation: LabelPropagation | None = None,
         weight: float = 1.0, ramp: float = 0.4, propagation_weight: float = 0.1, propagation_start: float = 0.2,
-        confidence: float = 0.0, largest_component: bool = True, mixer: Mixer | None = None,
+        largest_component: bool = True, mixer: Mixer | None = None,
     ) -> None:
-        super().__init__(head, loss)
+        super().__init__(loss)
         self.peer, self.propagation = peer, propagation
-        self.weight, self.ramp, self.confidence = weight, ramp, confidence
+        self.weight, self.ramp = weight, ramp
         self.propagation_weight, self.propagation_start = propagation_weight, propagation_start
         self.pseudo_labels, self.mixer = PseudoLabels(largest_component), mixer
 
@@ -75,7 +68,7 @@ class CrossSupervision(Supervised):
         return 0 if self.mixer is None else self.mixer.start(total_steps)
 
     def forward(
-        self, network: nn.Module, teacher: MeanTeacher, batch: Mapping[str, torch.Tensor], step: int, total: int
+        self, network: nn.Module, teacher: MeanTeacher | None, batch: Mapping[str, torch.Tensor], step: int, total: int
     ) -> Step:
         if unwrap(network) is unwrap(self.peer.network):
             raise ValueError("the peer's network is the student itself: give it a network of its own.")
@@ -96,55 +89,52 @@ class CrossSupervision(Supervised):
     def _apart(self, network: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple:
         """Labelled images, then unlabelled ones: what L_cl works on, the terms of the loss, and what to log."""
         labels, other = batch["label"][:, 0], batch["unlabeled"]
-        first, first_features = forward_with_features(network, batch["image"], self.head)
-        logits, features = forward_with_features(network, other, self.head)
-        own, confidence = self.pseudo_labels(logits)
+        first, first_features = forward_with_features(network, batch["image"])
+        logits, features = forward_with_features(network, other)
+        own, _ = self.pseudo_labels(logits)
         labelled, unlabelled = self.peer(batch["image"], labels), self.peer(other, own)
-        taught, certain = self._taught(other, unlabelled)
         terms = {
             "seg": self.loss(first, labels),
-            "pseudo": self.loss(logits, taught),
+            "pseudo": self.loss(logits, self._taught(other, unlabelled)),
             "seg_peer": self.loss(labelled.logits, labels),
-            "pseudo_peer": self.loss(unlabelled.logits, torch.where(confidence >= self.confidence, own, -1)),
+            "pseudo_peer": self.loss(unlabelled.logits, own),
         }
         others = {"unlabelled": features, "peer": labelled}
-        return Voxels(first_features, first, labels), others, terms, certain | agreement(own, unlabelled)
+        return Voxels(first_features, first, labels), others, terms, agreement(own, unlabelled)
 
     def _mixed(self, network: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple:
         """The same of mixtures: the labels of unlabelled images first, then a pass on what they are mixed into."""
         label, other = batch["label"][:, 0], batch["unlabeled"]
         with torch.no_grad(), eval_mode(network, self.peer):
-            own, confidence = self.pseudo_labels(network(other))
+            own, _ = self.pseudo_labels(network(other))
             unlabelled = self.peer(other, own)
-            taught, certain = self._taught(other, unlabelled)
+            taught = self._taught(other, unlabelled)
         mixed, true = self.mixer.pair(batch["image"], other)
-        logits, features = forward_with_features(network, mixed, self.head)
+        logits, features = forward_with_features(network, mixed)
         seen = self.peer(mixed, torch.where(true, label, own))
-        labels, counted = torch.where(true, label, -1), torch.where(confidence >= self.confidence, own, -1)
+        labels = torch.where(true, label, -1)
         terms = {
             "seg": self.mixer.loss(self.loss, logits, labels),
             "pseudo": self.mixer.loss(self.loss, logits, torch.where(true, -1, taught)),
             "seg_peer": self.mixer.loss(self.loss, seen.logits, labels),
-            "pseudo_peer": self.mixer.loss(self.loss, seen.logits, torch.where(true, -1, counted)),
+            "pseudo_peer": self.mixer.loss(self.loss, seen.logits, torch.where(true, -1, own)),
         }
         others = {"unlabelled": features, "peer": seen, "where": ~true}
-        return Voxels(features, logits, labels), others, terms, certain | agreement(own, unlabelled)
+        return Voxels(features, logits, labels), others, terms, agreement(own, unlabelled)
 
     def _first_stage(self, network: nn.Module, batch: Mapping[str, torch.Tensor]) -> Step:
         """Mixtures of labelled images."""
         mixed, labels = self.mixer.labelled(batch["image"], batch["label"][:, 0])
-        logits, features = forward_with_features(network, mixed, self.head)
+        logits, features = forward_with_features(network, mixed)
         terms = {"seg": self.loss(logits, labels), "seg_peer": self.loss(self.peer(mixed, labels).logits, labels)}
         return Step(sum(terms.values()), Voxels(features, logits, labels), terms=terms)
 
     @torch.no_grad()
-    def _taught(self, image: torch.Tensor, seen: Seen) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The peer's labels for the student, -1 where they do not count, and the share that does where it may."""
+    def _taught(self, image: torch.Tensor, seen: Seen) -> torch.Tensor:
+        """The peer's labels for the student, -1 on images where it is not reliable."""
         logits, reliable = self.peer.teach(image, seen)
-        labels, confidence = self.pseudo_labels(logits)
-        sure = confidence >= self.confidence
-        certain = {"certain": sure[reliable].float().mean()} if self.confidence > 0 and reliable.any() else {}
-        return torch.where(sure & reliable.view(-1, *[1] * (labels.ndim - 1)), labels, -1), certain
+        labels, _ = self.pseudo_labels(logits)
+        return torch.where(reliable.view(-1, *[1] * (labels.ndim - 1)), labels, -1)
 
 
 @torch.no_grad()

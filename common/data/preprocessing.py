@@ -1,0 +1,117 @@
+"""From an image file to what a network sees: one description, which training, evaluation and inference share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    CopyItemsd,
+    EnsureChannelFirstd,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    Resized,
+    ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
+    Transform,
+)
+
+from common.data.dataset import KINDS
+from common.data.shrink import ShrinkByAread, ZoomByAread
+from common.description import described
+
+INTENSITIES = {
+    "bytes": lambda: ScaleIntensityRanged("image", 0, 255, 0.0, 1.0, clip=True),
+    "percentiles": lambda: ScaleIntensityRangePercentilesd("image", 0, 99.5, 0.0, 1.0, clip=True),
+    "zscore": lambda: NormalizeIntensityd("image", channel_wise=True),
+}
+
+
+@described()
+class Preprocessing:
+    """The deterministic steps before a network, the same wherever a model is used; ``model.json`` records them.
+
+    In this order: load; channels first; turn to ``orientation``; shrink by ``zoom``; the ``intensity`` steps; resize to
+    ``image_size``. Images are shrunk by area; a label takes, of a smaller voxel, the class that fills most of it
+    (``zoom``) or the nearest one (``image_size``).
+
+    Args:
+        channels: of an image file.
+        kinds: which files are taken, of ``photographs`` (PNG, JPEG) and ``scans`` (NIfTI).
+        orientation: axis codes that scans are turned to, or null.
+        zoom: new size over old, for all axes or each, or null.
+        intensity: steps out of ``bytes`` (0..255 to 0..1), ``percentiles`` (least value and 99.5th percentile to 0..1,
+            clipped) and ``zscore`` (mean 0, standard deviation 1, of each channel).
+        image_size: of an image, or of each slice of a scan; null leaves the size alone.
+
+    Raises:
+        ValueError: an unknown kind or step, or no kind.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        kinds: Sequence[str] = ("scans",),
+        orientation: str | None = "RAS",
+        zoom: float | Sequence[float] | None = None,
+        intensity: Sequence[str] = ("zscore",),
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        for option, given, known in (("kinds", kinds, KINDS), ("intensity", intensity, INTENSITIES)):
+            fits = isinstance(given, (list, tuple)) and all(name in list(known) for name in given)
+            if not fits or (option == "kinds" and not given):
+                raise ValueError(f"{option}: expected a list out of {', '.join(known)}, found {given!r}.")
+        self.channels, self.kinds, self.orientation = channels, list(kinds), orientation
+        self.zoom, self.intensity, self.image_size = zoom, list(intensity), image_size
+
+    def training(self, classes: int | None = None) -> Compose:
+        """Image and, where there is one, label at the network's size.
+
+        Args:
+            classes: number of labels with the background, which ``zoom`` asks for.
+        """
+        keys = ["image", "label"]
+        steps: list[Transform] = self._load(keys)
+        if self.zoom is not None:
+            steps += [
+                AsDiscreted("label", to_onehot=classes, allow_missing_keys=True),
+                ZoomByAread(keys, self.zoom, allow_missing_keys=True),
+                AsDiscreted("label", argmax=True, allow_missing_keys=True),
+            ]
+        steps += self._intensity()
+        if self.image_size is not None:
+            steps.append(Resized(keys, self._size(), mode=["area", "nearest-exact"], allow_missing_keys=True))
+        return Compose(steps)
+
+    def evaluation(self) -> Compose:
+        """The image at the network's size; the label, and the image as ``native``, at the file's own."""
+        steps = [*self._load(["image", "label"]), CopyItemsd("image", names="native")]
+        zoom = [] if self.zoom is None else [ZoomByAread("image", self.zoom)]
+        resize = [] if self.image_size is None else [Resized("image", self._size(), mode="area")]
+        return Compose([*steps, *zoom, *self._intensity(), *resize])
+
+    def inference(self, checks: Sequence[Callable] = ()) -> Compose:
+        """The image alone, with steps that ``Invertd`` takes back smoothly.
+
+        Args:
+            checks: transforms right after loading.
+        """
+        load, *others = self._load(["image"])
+        zoom = [] if self.zoom is None else [ZoomByAread("image", self.zoom)]
+        resize = [] if self.image_size is None else [ShrinkByAread("image", self._size())]
+        return Compose([load, *checks, *others, *zoom, *self._intensity(), *resize])
+
+    def _load(self, keys: Sequence[str]) -> list[Transform]:
+        steps = [LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)]
+        if self.orientation is not None:
+            steps.append(Orientationd(keys, axcodes=self.orientation, labels=None, allow_missing_keys=True))
+        return steps
+
+    def _intensity(self) -> list[Transform]:
+        return [INTENSITIES[name]() for name in self.intensity]
+
+    def _size(self) -> list[int]:
+        """A scan's third axis keeps its length where two are given."""
+        return [*self.image_size, -1][:3] if self.kinds == ["scans"] else list(self.image_size)

@@ -1,0 +1,150 @@
+"""Objects that describe themselves as plain data, so that a file can say what a model is and a later run rebuild it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+CLASS = "class"  # the key of a description that names the class
+_CLASSES: dict[str, type] = {}
+
+
+class _MadeWith:
+    """The arguments of one object, out of sight of TorchScript, which would compile a plain dictionary."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+
+def described(leave_out: Sequence[str] = ()) -> Callable[[type], type]:
+    """Class decorator: an object remembers the arguments it was made with, and :func:`rebuild` may make another.
+
+    A new argument of such a class needs no other line: it is in every description from then on.
+
+    Args:
+        leave_out: arguments that are of no use to a later run, such as a file of first weights.
+    """
+
+    def decorate(cls: type) -> type:
+        original = cls.__init__
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if type(self) is cls:  # a subclass describes itself
+                bound = signature.bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                _, *arguments = bound.arguments.items()
+                kept = {name: value for name, value in arguments if name not in leave_out}
+                object.__setattr__(self, "_made_with", _MadeWith(kept))
+            original(self, *args, **kwargs)
+
+        cls.__init__ = __init__
+        cls._left_out = tuple(leave_out)
+        _CLASSES[_name(cls)] = cls
+        return cls
+
+    return decorate
+
+
+def describe(thing: Any, strict: bool = True) -> Any:
+    """The thing as data that JSON holds; an object of a described class as ``{"class": name, argument: value, ...}``.
+
+    Args:
+        strict: refuse what could not be rebuilt; otherwise other objects are described by their class alone.
+
+    Raises:
+        TypeError: strict, and there is an object of a class that is not described.
+    """
+    made_with = getattr(thing, "_made_with", None)
+    if isinstance(made_with, _MadeWith):
+        own = {name: describe(value, strict) for name, value in made_with.arguments.items()}
+        return {CLASS: _name(type(thing)), **own}
+    if isinstance(thing, Mapping):
+        return {str(key): describe(value, strict) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [describe(value, strict) for value in thing]
+    if isinstance(thing, np.generic):
+        thing = thing.item()
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if strict:
+        raise TypeError(
+            f"expected plain data or an object of a described class, found {_name(type(thing))}, which a model file "
+            "cannot hold; put `@described()` (common/description.py) on its class."
+        )
+    return {CLASS: _name(type(thing))}
+
+
+def rebuild(description: Mapping[str, Any], **changes: Any) -> Any:
+    """The object that was described. Values stay what they are; no text is evaluated and nothing is imported.
+
+    Args:
+        changes: arguments to take in place of the described ones.
+
+    Raises:
+        ValueError: it is no description, of a class that no module in use has described, or with other arguments than
+            the class takes.
+    """
+    name = description.get(CLASS) if isinstance(description, Mapping) else None
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise ValueError(
+            f"model.json: expected the description of a class out of {', '.join(sorted(_CLASSES))}, found "
+            f"{_short(description if name is None else name)}; use the bundle and the release that trained the model."
+        )
+    cls = _CLASSES[name]
+    given = {key: _rebuild_parts(value) for key, value in {**description, **changes}.items() if key != CLASS}
+    _check_arguments(cls, given)
+    return cls(**given)
+
+
+def _rebuild_parts(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return rebuild(value) if CLASS in value else {key: _rebuild_parts(part) for key, part in value.items()}
+    return [_rebuild_parts(part) for part in value] if isinstance(value, list) else value
+
+
+def _check_arguments(cls: type, given: Mapping[str, Any]) -> None:
+    """An argument that is missing would silently take the default of today."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    expected = {one.name: one.default for one in parameters if one.name not in cls._left_out}
+    problems = [f"expected `{key}`, found none{_today(expected[key])}" for key in expected if key not in given]
+    problems += [f"found `{key}`, which it does not take" for key in given if key not in expected]
+    if problems:
+        raise ValueError(
+            f"model.json, {_name(cls)}: {'; '.join(problems)}. The model is of another release, or its file was "
+            "edited: use the release that trained it, or correct the file."
+        )
+
+
+def _today(default: Any) -> str:
+    return "" if default is inspect.Parameter.empty else f" (the default of this release is {_short(default)})"
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two descriptions differ: the place, such as ``network.width``, and both values (None where one has none).
+
+    1 and 1.0 are the same number, and True is none.
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        below = f"{path}." if path else ""
+        return [found for key in dict.fromkeys([*one, *other])
+                for found in differences(one.get(key), other.get(key), f"{below}{key}")]  # fmt: skip
+    if isinstance(one, list) and isinstance(other, list):
+        same = len(one) == len(other) and not any(map(differences, one, other))
+    else:
+        same = one == other and isinstance(one, bool) == isinstance(other, bool)
+    return [] if same else [(path, one, other)]
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
