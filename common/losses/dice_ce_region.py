@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from monai.networks.utils import one_hot
+from monai.losses import DiceLoss
 from torch.nn.modules.loss import _Loss
 
 
@@ -14,33 +14,21 @@ class DiceCERegionLoss(_Loss):
     .. math:: \tfrac12 \left[ 1 - \frac1K \sum_k \frac{2 \sum_i m_i p_{ik} y_{ik} + \epsilon}
               {\sum_i m_i (p_{ik}^2 + y_{ik}) + \epsilon} - \frac{\sum_i m_i \log p_{i y_i}}{\sum_i m_i} \right]
 
-    with m the mask of known labels and sums over the whole batch. MONAI's masked Dice has no counterpart with
-    cross-entropy, and masks logits before the softmax.
+    with m the mask of known labels, sums over the whole batch, and :math:`\epsilon` 1e-5. Both halves are libraries':
+    MONAI's :class:`~monai.losses.DiceLoss` and torch's cross-entropy, with ``ignore_index``.
 
     Source: Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023.
-
-    Args:
-        include_background: whether the Dice of class 0 counts.
 
     Shape:
         logits ``(B, K, *spatial)``, labels ``(B, *spatial)``; a float32 scalar, 0 where no label is known.
     """
 
-    def __init__(self, include_background: bool = True, smooth: float = 1e-5) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first = 0 if include_background else 1
-        self.smooth = smooth
+        self.dice = DiceLoss(softmax=True, to_onehot_y=True, squared_pred=True, batch=True, ignore_index=-1)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = logits.float()
-        known = (labels >= 0)[:, None]
-        count = known.sum()
-        if count == 0:
+        logits, labels = logits.float(), labels.clamp(min=-1)
+        if (labels < 0).all():
             return logits.sum() * 0
-        ce = F.cross_entropy(logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum") / count
-        truth = one_hot(labels.clamp(min=0)[:, None], logits.shape[1]) * known
-        found = logits.softmax(1) * known
-        axes = (0, *range(2, logits.ndim))
-        shared = (found * truth).sum(axes)[self.first :]
-        size = (found.square() + truth).sum(axes)[self.first :]
-        return (ce + 1 - ((2 * shared + self.smooth) / (size + self.smooth)).mean()) / 2
+        return (F.cross_entropy(logits, labels, ignore_index=-1) + self.dice(logits, labels[:, None])) / 2

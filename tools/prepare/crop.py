@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from monai.transforms.utils import generate_spatial_bounding_box
 
 from common.data.dataset import DataError
 
@@ -27,10 +28,6 @@ def box_around(label: np.ndarray, margin: int, least: int = 0) -> tuple[slice, .
         margin: voxels on each side.
         least: an edge that is shorter without the margin grows on each side by half of what lacks, rounded down.
     """
-    box = []
-    for axis, size in enumerate(label.shape):
-        inside = np.flatnonzero(label.any(axis=tuple(i for i in range(label.ndim) if i != axis)))
-        low, high = int(inside[0]), int(inside[-1]) + 1
-        more = margin + max(least - (high - low), 0) // 2
-        box.append(slice(max(low - more, 0), min(high + more, size)))
-    return tuple(box)
+    low, high = (np.array(ends) for ends in generate_spatial_bounding_box(label[None] != 0))
+    more = margin + np.maximum(least - (high - low), 0) // 2
+    return tuple(map(slice, np.maximum(low - more, 0).tolist(), np.minimum(high + more, label.shape).tolist()))
