@@ -26,6 +26,9 @@ class SymmetricKLLoss(_Loss):
         ValueError: shapes that differ or have no channels.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # takes nothing: the base class would let a `reduction` pass, of no effect
+
     def forward(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
         if logits_a.shape != logits_b.shape or logits_a.ndim < 2:
             shapes = f"{tuple(logits_a.shape)} and {tuple(logits_b.shape)}"

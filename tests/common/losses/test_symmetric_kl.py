@@ -110,3 +110,5 @@ def test_bad_input_is_refused(logits):
         SymmetricKLLoss()(logits[0], logits[1][:, :1])  # would be broadcast
     with pytest.raises(ValueError, match=r"expected two logits .*got \(4,\) and \(4,\)"):
         SymmetricKLLoss()(torch.zeros(4), torch.zeros(4))
+    with pytest.raises(TypeError):
+        SymmetricKLLoss(reduction="sum")  # there is one form
