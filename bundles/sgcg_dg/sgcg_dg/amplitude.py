@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,41 +25,39 @@ def mix_amplitude(image: torch.Tensor, partner: torch.Tensor, ratio: float) -> t
     means are positive, that of the result is their mix. A negative mean keeps its sign, so mix images in [0, 1] and
     centre them afterwards.
 
-    Source: random amplitude mixup of Zhou et al., RAM-DSIR (ECCV 2022). Departures: three dimensions, where the
-    shortest axis sets the band.
+    Source: random amplitude mixup of Zhou et al., RAM-DSIR (ECCV 2022). Departures: none.
 
     Args:
         ratio: share of the image in 0 .. 1; 1 gives the image back.
 
     Shape:
-        image and partner ``(C, *spatial)`` with 2 or 3 spatial axes; the result is like the image, in float32
-        (float64 stays float64).
+        image and partner ``(C, H, W)``; the result is like the image, in float32 (float64 stays float64).
 
     Raises:
-        ValueError: the shapes differ or have no channel axis; the ratio is out of range.
+        ValueError: the shapes differ or are not of an image; the ratio is out of range.
     """
-    if image.shape != partner.shape or image.ndim not in (3, 4):
+    if image.shape != partner.shape or image.ndim != 3:
         raise ValueError(
-            f"image and partner must have one shape (C, *spatial) with 2 or 3 spatial axes, got {tuple(image.shape)} "
-            f"and {tuple(partner.shape)}; resize the partner to the image."
+            f"image and partner must have one shape (C, H, W), got {tuple(image.shape)} and {tuple(partner.shape)}; "
+            "resize the partner to the image."
         )
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio must lie in 0 .. 1, got {ratio}.")
     dtype = torch.promote_types(image.dtype, torch.float32)
-    axes, size = tuple(range(1, image.ndim)), image.shape[1:]
-    spectrum = torch.fft.rfftn(image.to(dtype), dim=axes)
+    size = image.shape[1:]
+    spectrum = torch.fft.rfft2(image.to(dtype))
     low = _low_frequencies(size, int(BAND * min(size)), image.device)
-    other = torch.fft.rfftn(partner.to(dtype), dim=axes)[:, low]
+    other = torch.fft.rfft2(partner.to(dtype))[:, low]
     own = spectrum[:, low]
     spectrum[:, low] = torch.polar(ratio * own.abs() + (1 - ratio) * other.abs(), own.angle())
-    return torch.fft.irfftn(spectrum, s=size, dim=axes)
+    return torch.fft.irfft2(spectrum, s=size)
 
 
 def _low_frequencies(size: Sequence[int], half: int, device: torch.device) -> torch.Tensor:
     """Where in a real image's spectrum (the last axis halved) no frequency exceeds ``half`` cycles."""
-    cycles = [torch.arange(n, device=device) for n in (*size[:-1], size[-1] // 2 + 1)]
-    inside = [torch.minimum(k, n - k) <= half for k, n in zip(cycles, size, strict=True)]
-    return reduce(lambda mask, axis: mask[..., None] & axis, inside)
+    cycles = [torch.arange(n, device=device) for n in (size[0], size[1] // 2 + 1)]
+    rows, columns = (torch.minimum(k, n - k) <= half for k, n in zip(cycles, size, strict=True))
+    return rows[:, None] & columns
 
 
 class RandAmplitudeMixd(RandomizableTransform, MapTransform):
@@ -72,7 +69,7 @@ class RandAmplitudeMixd(RandomizableTransform, MapTransform):
     Source: Zhou et al., RAM-DSIR (ECCV 2022), with its settings. Departures: none.
 
     Args:
-        keys: images ``(C, *spatial)``; an item holds as ``partner`` an image of the same shape from another domain.
+        keys: images ``(C, H, W)``; an item holds as ``partner`` an image of the same shape from another domain.
 
     Raises:
         ValueError: the partner's shape is not the image's (both named).

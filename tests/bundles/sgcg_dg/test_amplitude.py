@@ -6,8 +6,8 @@ from monai.transforms import Compose
 
 from sgcg_dg.amplitude import RandAmplitudeMixd, mix_amplitude
 
-# even, odd, mixed and long axes; two and three dimensions; bands of 3, 3, 1, 0 and 2, 1 cycles
-SIZES = [(32, 32), (33, 31), (12, 47), (7, 9), (20, 24, 26), (17, 12, 15)]
+# even, odd, mixed and long axes; bands of 3, 3, 1, 0 cycles
+SIZES = [(32, 32), (33, 31), (12, 47), (7, 9)]
 
 
 def pair(*shape, seed=0, dtype=np.float64):
@@ -16,14 +16,13 @@ def pair(*shape, seed=0, dtype=np.float64):
 
 
 def reference(image, partner, ratio):
-    """As the method is described: full transforms, zero moved to the centre, a central cube, phases of the image."""
-    axes = tuple(range(1, image.ndim))
-    own, other = (np.fft.fftshift(np.fft.fftn(x, axes=axes), axes=axes) for x in (image, partner))
+    """As the method is described: full transforms, zero moved to the centre, a central square, phases of the image."""
+    own, other = (np.fft.fftshift(np.fft.fft2(x), axes=(1, 2)) for x in (image, partner))
     half = int(np.floor(0.1 * min(image.shape[1:])))
-    cube = (slice(None), *(slice(max(n // 2 - half, 0), n // 2 + half + 1) for n in image.shape[1:]))
+    square = (slice(None), *(slice(max(n // 2 - half, 0), n // 2 + half + 1) for n in image.shape[1:]))
     amplitude = np.abs(own)
-    amplitude[cube] = ratio * np.abs(own)[cube] + (1 - ratio) * np.abs(other)[cube]
-    mixed = np.fft.ifftn(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(own)), axes=axes), axes=axes)
+    amplitude[square] = ratio * np.abs(own)[square] + (1 - ratio) * np.abs(other)[square]
+    mixed = np.fft.ifft2(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(own)), axes=(1, 2)))
     assert np.abs(mixed.imag).max() < 1e-5 * np.abs(mixed.real).max()
     return mixed.real
 
@@ -53,10 +52,9 @@ def test_ratio_one_and_oneself_as_partner_change_nothing(size):
 def test_the_mean_follows_the_ratio_in_each_channel(size):
     image, partner = pair(3, *size)
     image[1] *= 0.1
-    axes = tuple(range(1, image.ndim))
     for ratio in (0, 0.3, 1):
-        expected = ratio * image.mean(axes) + (1 - ratio) * partner.mean(axes)
-        np.testing.assert_allclose(mix(image, partner, ratio).mean(axes), expected, rtol=1e-10)
+        expected = ratio * image.mean((1, 2)) + (1 - ratio) * partner.mean((1, 2))
+        np.testing.assert_allclose(mix(image, partner, ratio).mean((1, 2)), expected, rtol=1e-10)
 
 
 def test_a_negative_mean_keeps_its_sign():
@@ -76,13 +74,12 @@ def test_of_constant_images_only_the_mean_moves():
 @pytest.mark.parametrize("size", SIZES)
 def test_phases_stay_and_so_do_amplitudes_above_the_band(size):
     image, partner = pair(2, *size)
-    axes = tuple(range(1, image.ndim))
-    before, after = (np.fft.fftn(x, axes=axes) for x in (image, mix(image, partner, 0.2)))
+    before, after = (np.fft.fft2(x) for x in (image, mix(image, partner, 0.2)))
     np.testing.assert_allclose(np.angle(after * before.conj()), 0, atol=1e-6)  # none of random noise is near zero
     half = int(0.1 * min(size))
     cycles = np.stack(np.meshgrid(*(np.abs(np.fft.fftfreq(n) * n).round() for n in size), indexing="ij"))
     above = (cycles > half).any(0)
-    assert (~above).sum() == (2 * half + 1) ** len(size)
+    assert (~above).sum() == (2 * half + 1) ** 2
     np.testing.assert_allclose(after[:, above], before[:, above], atol=1e-9)
     assert np.abs(after[:, ~above] - before[:, ~above]).min() > 1e-6
 
@@ -108,9 +105,10 @@ def test_a_partner_of_another_shape_is_refused(shape):
         mix_amplitude(torch.zeros(3, 16, 16), torch.zeros(shape), 0.5)
 
 
-def test_a_missing_channel_axis_is_refused():
-    with pytest.raises(ValueError, match=r"one shape \(C, \*spatial\)"):
-        mix_amplitude(torch.zeros(16, 16), torch.zeros(16, 16), 0.5)
+@pytest.mark.parametrize("shape", [(16, 16), (1, 16, 16, 16)])
+def test_what_is_no_image_is_refused(shape):
+    with pytest.raises(ValueError, match=r"one shape \(C, H, W\)"):
+        mix_amplitude(torch.zeros(shape), torch.zeros(shape), 0.5)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
@@ -135,9 +133,8 @@ def ratios(transform, count):
     return drawn
 
 
-@pytest.mark.parametrize("size", [(20, 21), (12, 9, 10)])
-def test_the_view_is_added_and_everything_else_stays(size):
-    data = item(*size)
+def test_the_view_is_added_and_everything_else_stays():
+    data = item()
     kept = {key: value.clone() for key, value in data.items() if isinstance(value, torch.Tensor)}
     transform = RandAmplitudeMixd("image").set_random_state(6)
     result = transform(data)
