@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,32 +41,31 @@ def test_files_are_short_and_named_for_an_idea(file):
     assert file.stem not in {"utils", "helpers", "misc", "scripts"}
 
 
+@pytest.mark.parametrize("config", ["inference", "evaluate"])
 @pytest.mark.parametrize("name", BUNDLES)
-def test_default_network_is_the_same_in_training_and_inference(name):
-    """A saved model must fit the network that deploys it: shared parts and numbers are equal."""
-    train, inference = (
-        json.loads((ROOT / "bundles" / name / "configs" / file).read_text())
-        for file in ("train.json", "inference.json")
+def test_what_a_model_is_comes_from_its_file_alone(name, config):
+    """No second place with a default of its own: network and preprocessing are rebuilt, options are read."""
+    train, content = (
+        json.loads((ROOT / "bundles" / name / "configs" / f"{file}.json").read_text()) for file in ("train", config)
     )
-    trained = {}
-    for key, value in inference.items():
-        if isinstance(value, str) and value.startswith("$@trained.get("):
-            trained[key], inference[key] = ast.literal_eval(value.removeprefix("$@trained.get"))
-    assert all(name == key for key, name in trained.items())
-    savers = [handler for handler in train["train"]["handlers"] if handler["_target_"].endswith("BestModelSaver")]
-    (settings,) = (handler["settings"] for handler in savers)
-    # of the data, for evaluation alone
-    others = {"fold", "support", "support_shots", "novel_labels", "target_domain", "source_domains", "single_source",
-              "allow_missing", "trained_domains", "inference_network"}  # fmt: skip
-    assert settings.keys() - others == trained.keys()
-    numbers = {key for key, value in inference.items() if isinstance(value, (int, float, str, list)) or key in trained}
-    numbers &= train.keys()
-    varying = {"labels", "imports", "amp", "num_workers", "run", "initialize", "finalize", "support", "network"}
-    assert {key: train[key] for key in numbers - varying} == {key: inference[key] for key in numbers - varying}
-    shared = train["network_def"].keys() & inference["network_def"].keys() - {"_target_"}
-    network = train["network_def"]
-    network.get("encoder", {}).pop("weights", None)  # deployed weights come from the model file
-    assert shared and {key: network[key] for key in shared} == {key: inference["network_def"][key] for key in shared}
+    network = content.get("trained_network", content["network_def"])  # few-shot inference adds annotated scans
+    for made, part in ((network, "network"), (content["preprocessing_def"], "preprocessing")):
+        assert made["_target_"] == "common.description.rebuild"
+        assert made["description"] == f"$@trained['{part}']"
+        assert all(value == f"@{key}" for key, value in made.items() if key not in ("_target_", "description"))
+    keys = list(train)
+    options = keys[keys.index("distance_unit") + 1 : keys.index("datalist")]
+    read = {key: value for key, value in content.items() if key in options}
+    assert read and all(re.match(r"\$.*@(trained|source_domains)\b", value) for value in read.values())
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_all_that_a_model_file_holds_is_read(name):
+    configs = ROOT / "bundles" / name / "configs"
+    model = json.loads((configs / "train.json").read_text())["model"]
+    texts = "".join((configs / f"{file}.json").read_text() for file in ("inference", "evaluate"))
+    code = "".join(file.read_text() for file in (ROOT / "common" / "report").glob("*.py"))  # the labels are compared
+    assert {key for key in model if f"@trained['{key}']" not in texts and f'record["{key}"]' not in code} == set()
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -77,15 +77,3 @@ def test_the_schedule_is_as_long_as_the_trainer_runs(name):
     parser.read_config(ROOT / "bundles" / name / "configs" / "train.json")
     parser["train::trainer::max_epochs"] = 50
     assert parser.get_parsed_content("schedule_epochs") == 50
-
-
-@pytest.mark.parametrize("name", BUNDLES)
-def test_evaluation_takes_all_options_that_the_training_left(name):
-    train, evaluate = (json.loads((ROOT / "bundles" / name / "configs" / file).read_text())
-                       for file in ("train.json", "evaluate.json"))  # fmt: skip
-    savers = [handler for handler in train["train"]["handlers"] if handler["_target_"].endswith("BestModelSaver")]
-    (settings,) = (handler["settings"] for handler in savers)
-    options = {key: f"$@trained['{key}']" for key in settings.keys() & train.keys() - {"labels", "inference_network"}}
-    alone = {"base": "supervised", "inference_network": "student"}  # with the network itself, without unlabelled images
-    options |= {key: value for key, value in alone.items() if key in train}
-    assert {key: value for key, value in evaluate.items() if key not in ("trained", "run")} == options

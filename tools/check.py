@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 from common.data.check import CaseFacts
 from common.data.dataset import SPLITS, DataError, Dataset, read_dataset
 from common.data.photograph import is_photograph
-from common.engine.root_cause import causes
+from common.engine import root_cause
 from tools.bundles import home_of, put_on_path
 
 
@@ -50,10 +50,10 @@ def check(
         dataset = read_dataset(dataset_dir)
         facts = settings.get_parsed_content("datalist")["facts"]
     except (DataError, RuntimeError) as error:  # MONAI's RuntimeError, around the one of the data or of an override
-        refused = next((cause for cause in causes(error) if isinstance(cause, ValueError)), None)
-        if refused is None:
+        cause = root_cause(error)
+        if not isinstance(cause, ValueError):
             raise
-        raise SystemExit(str(refused)) from error
+        raise SystemExit(str(cause)) from error
     print("\n".join(_summary(dataset, facts)))
 
 

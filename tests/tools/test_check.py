@@ -12,11 +12,12 @@ from tools.check import check
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
+    preprocessing = {"_target_": "common.data.Preprocessing", "kinds": ["photographs", "scans"], "orientation": None}
     datalist = {"_target_": "common.semi_supervised.read_semi_supervised", "dataset_dir": "@dataset_dir",
-                "channels": "@in_channels", "labelled": "@labelled", "spatial_dims": 2, "patch_size": "@patch_size",
-                "need_unlabeled": "@need_unlabeled"}  # fmt: skip
-    train = {"dataset_dir": "/nowhere", "in_channels": 1, "labelled": None, "patch_size": [8, 8],
-             "need_unlabeled": False, "datalist": datalist}  # fmt: skip
+                "preprocessing": "@preprocessing_def", "labelled": "@labelled", "spatial_dims": 2,
+                "patch_size": "@patch_size", "need_unlabeled": "@need_unlabeled"}  # fmt: skip
+    train = {"dataset_dir": "/nowhere", "labelled": None, "patch_size": [8, 8], "need_unlabeled": False,
+             "preprocessing_def": preprocessing, "datalist": datalist}  # fmt: skip
     (tmp_path / "bundles" / "toy" / "configs").mkdir(parents=True)
     (tmp_path / "bundles" / "toy" / "configs" / "train.json").write_text(json.dumps(train))
     monkeypatch.setattr(bundles, "BUNDLES", tmp_path / "bundles")
@@ -67,7 +68,7 @@ def test_photographs(bundle, tmp_path, capsys):
     write_photographs(tmp_path / "eyes")
     text = exit_of(bundle, str(tmp_path / "eyes"))
     assert "expected a grey image (1 channel), found a colour image (3 channels)" in text
-    check(bundle, str(tmp_path / "eyes"), overrides={"in_channels": 3})
+    check(bundle, str(tmp_path / "eyes"), overrides={"preprocessing_def::channels": 3})
     assert capsys.readouterr().out.splitlines() == [
         f"eyes: no problem found in {tmp_path / 'eyes'}", "  training    2 images of 2 cases",
         "  domain      east: 1 training", "  domain      west: 1 training", "  label 1     disc: in 2 images",
@@ -101,7 +102,7 @@ def test_bad_dataset_json(bundle, tmp_path):
 
 def test_the_options_of_the_training(bundle, folder, capsys):
     """The check is that of the training, so what a bundle asks of its data beyond readable files is in it."""
-    assert "expected 4 axes, the last of 2 channels" in exit_of(bundle, str(folder), {"in_channels": 2})
+    assert "expected 4 axes, the last of 2 channels" in exit_of(bundle, str(folder), {"preprocessing_def::channels": 2})
     assert "expected unlabelled cases, found none" in exit_of(bundle, str(folder), {"need_unlabeled": True})
     assert "patch_size: expected 2 lengths" in exit_of(bundle, str(folder), {"patch_size": [8, 8, 8]})
     file = bundles.BUNDLES / bundle / "configs" / "train.json"

@@ -56,20 +56,20 @@ def _share(repeats: int, dims: int, size: tuple[int, ...], batch_size: int) -> d
     from common.semi_supervised import CopyPaste, MeanTeacher
     from transmedseg_ssl.augmentation import TransferableAugmentation
     from transmedseg_ssl.network import UNet
-    from transmedseg_ssl.trainer import SemiSupervisedObjective
+    from transmedseg_ssl.objective import TransMedSegObjective
 
     if dims == 2:
-        network, head, width = UNet(2, 1, CLASSES, 16), "final_conv", 16
+        network, width = UNet(2, 1, CLASSES, 16), 16
     else:
-        network, head, width = VNet(3, 1, CLASSES, 8, "instance"), "head", 8
+        network, width = VNet(3, 1, CLASSES, 8, "instance"), 8
     image = torch.randn(batch_size, 1, *size)
     # blocks of every class, as in a scan, where noise would fill the largest components' search
     label = F.interpolate(torch.randint(0, CLASSES, (batch_size, 1, *[4] * dims)).float(), size=size).long()
     batch = {"image": image + label, "label": label, "unlabeled": torch.randn_like(image) + label}
     teacher = MeanTeacher(network)
-    term = TransferableAugmentation(CLASSES, width, head)
+    term = TransferableAugmentation(CLASSES, width)
     objectives = {
-        name: SemiSupervisedObjective(CopyPaste(head, pretrain=0.0), teacher, own)
+        name: TransMedSegObjective(CopyPaste(pretrain=0.0), teacher, own)
         for name, own in (("without", None), ("with", term))
     }
     part = f"training step of {batch_size} images of {' x '.join(map(str, size))}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from common.engine.root_cause import causes
+from common.engine import root_cause
 
 from .plan import Run
 
@@ -55,7 +55,8 @@ def _train(run: Run) -> None:
         try:
             return _monai_run(run, resume=True)
         except (Exception, SystemExit) as error:
-            if not any(isinstance(one, ValueError) and str(run.checkpoint) in str(one) for one in causes(error)):
+            cause = root_cause(error)
+            if not isinstance(cause, ValueError) or str(run.checkpoint) not in str(cause):
                 raise
             logger.warning("%s; starting the run again.", one_line(error))  # damaged, or written by older code
             shutil.rmtree(run.checkpoint.parent)
@@ -72,7 +73,7 @@ def _monai_run(run: Run, **more: Any) -> None:
 
 def one_line(error: BaseException) -> str:
     """The error below those that MONAI wraps around it."""
-    error = causes(error)[-1]
+    error = root_cause(error)
     text = " ".join(str(error).split())
     return text if isinstance(error, SystemExit) else f"{type(error).__name__}: {text}"
 
