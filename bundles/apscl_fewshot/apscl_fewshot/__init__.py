@@ -31,5 +31,17 @@ def bundle_root() -> str:
     return str(_BUNDLE)
 
 
-# Loaded now: MONAI Label takes the bundle's folder off the path once a task is built.
-from . import data, evaluator, inferer, network, objective, sample  # noqa: E402, F401
+# Loaded now: MONAI Label takes the bundle's folder off the path once a task is built, and model.json names these parts.
+from . import (  # noqa: E402, F401
+    data,
+    decoders,
+    encoder,
+    evaluator,
+    guidance,
+    inferer,
+    latent,
+    network,
+    objective,
+    position,
+    sample,
+)
