@@ -11,8 +11,8 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd, RandGaussianNoised, RandSpatialCropd
 
-from common.data import DataError
-from common.semi_supervised.data import PairDataset, PairSampler, read_semi_supervised
+from common.data import DataError, Preprocessing
+from common.semi_supervised import PairDataset, PairSampler, read_semi_supervised
 
 BOTH, OPTIONS = ["image", "label"], {"allow_missing_keys": True}
 TRANSFORM = Compose([LoadImaged(BOTH, **OPTIONS), EnsureChannelFirstd(BOTH, **OPTIONS)])
@@ -47,18 +47,23 @@ def write(folder, training=None, unlabeled=("u1", "u2", "u3"), validation=("v1",
     return folder
 
 
+def read(folder, zoom=None, channels=1, **options):
+    return read_semi_supervised(folder, Preprocessing(channels, zoom=zoom), **options)
+
+
 @pytest.mark.parametrize(("options", "found"), [
     ({"spatial_dims": 2, "patch_size": [32, 32, 16]}, ["expected 2 lengths for slices", "[32, 32, 16]"]),
     ({"patch_size": [32, 32]}, ["expected 3 lengths for volumes (spatial_dims 3), found [32, 32]"]),
     ({"patch_size": [32, 0, 8], "zoom": [0.5, 0.5]}, ["[32, 0, 8]; zoom: expected a number above 0, or 3, one for"]),
     ({"zoom": 0}, ["zoom: expected", "found 0"]),
+    ({"zoom": [0.5, 0, 1.0]}, ["zoom: expected", "found [0.5, 0, 1.0]"]),
     ({"patch_size": 32}, ["expected 3 lengths for volumes (spatial_dims 3), found 32"]),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused_together(folder, options, found):
     with pytest.raises(ValueError) as error:
-        read_semi_supervised(folder, **options)
+        read(folder, **options)
     assert all(text in str(error.value) for text in found)
-    assert read_semi_supervised(folder, zoom=[0.5, 0.5, 1.0], spatial_dims=2, patch_size=(8, 8))["training"]
+    assert read(folder, zoom=[0.5, 0.5, 1.0], spatial_dims=2, patch_size=(8, 8))["training"]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def names(items):
 
 
 def test_the_lists(folder):
-    found = read_semi_supervised(folder)
+    found = read(folder)
     assert set(found) == {"training", "unlabeled", "validation", "test", "labels", "facts"}
     assert [len(found[key]) for key in ("training", "unlabeled", "validation", "test")] == [8, 6, 2, 0]
     assert names(found["training"]) == ["p1", "p2", "p3", "p4"] and names(found["unlabeled"]) == ["u1", "u2", "u3"]
@@ -92,11 +97,11 @@ def test_the_lists(folder):
 
 
 def test_the_first_cases_keep_their_labels_with_all_their_images(folder):
-    found = read_semi_supervised(folder, labelled=2)
+    found = read(folder, labelled=2)
     assert names(found["training"]) == ["p1", "p2"] and len(found["training"]) == 4
     assert names(found["unlabeled"]) == ["u1", "u2", "u3", "p3", "p4"] and len(found["unlabeled"]) == 10
     assert all("label" not in item for item in found["unlabeled"])
-    whole, all_kept = read_semi_supervised(folder), read_semi_supervised(folder, labelled=4)
+    whole, all_kept = read(folder), read(folder, labelled=4)
     assert all(all_kept[key] == whole[key] for key in whole if key != "facts")
     assert {split: len(facts) for split, facts in found["facts"].items() if facts} == {
         "training": 4, "validation": 2, "unlabeled": 10}  # fmt: skip
@@ -105,7 +110,7 @@ def test_the_first_cases_keep_their_labels_with_all_their_images(folder):
 @pytest.mark.parametrize("labelled", [0, -1, 5])
 def test_more_labelled_cases_than_there_are(folder, labelled):
     with pytest.raises(DataError, match=f"labelled: expected 1 to 4, .*, found {labelled}"):
-        read_semi_supervised(folder, labelled=labelled)
+        read(folder, labelled=labelled)
 
 
 @pytest.mark.parametrize("garbage", [True, False])
@@ -119,10 +124,10 @@ def test_labels_of_unlabelled_cases_are_never_opened(tmp_path, monkeypatch, garb
         if garbage:
             file.write_bytes(b"no label may be read here")
     with pytest.raises(DataError, match="(?s)^4 problems.*label_p3_ed.*label_p4_es"):
-        read_semi_supervised(folder)
+        read(folder)
     opened, load = [], nib.load
     monkeypatch.setattr(nib, "load", lambda file, *args, **kwargs: (opened.append(str(file)), load(file))[1])
-    found = read_semi_supervised(folder, labelled=2)
+    found = read(folder, labelled=2)
     found["unlabeled"] = [item | {"label": str(hidden[0])} for item in found["unlabeled"]]  # even so
     dataset = PairDataset(found["training"], found["unlabeled"], TRANSFORM, None)
     sampler = PairSampler(dataset, 2, 10)
@@ -133,11 +138,11 @@ def test_labels_of_unlabelled_cases_are_never_opened(tmp_path, monkeypatch, garb
 
 def test_without_unlabelled_cases(folder, tmp_path):
     bare = change(folder, tmp_path, lambda index: index.update(unlabeled=[]))
-    with pytest.raises(DataError, match="expected unlabelled cases, found none in `unlabeled`.*`base: supervised`"):
-        read_semi_supervised(bare)
-    assert read_semi_supervised(bare, need_unlabeled=False)["unlabeled"] == []
-    assert names(read_semi_supervised(bare, labelled=1)["unlabeled"]) == ["p2", "p3", "p4"]
-    assert names(read_semi_supervised(folder, need_unlabeled=False)["unlabeled"]) == ["u1", "u2", "u3"]
+    with pytest.raises(DataError, match="expected unlabelled cases, found none in `unlabeled`.*supervised.json"):
+        read(bare)
+    assert read(bare, need_unlabeled=False)["unlabeled"] == []
+    assert names(read(bare, labelled=1)["unlabeled"]) == ["p2", "p3", "p4"]
+    assert names(read(folder, need_unlabeled=False)["unlabeled"]) == ["u1", "u2", "u3"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def test_without_unlabelled_cases(folder, tmp_path):
 def test_a_class_that_few_labels_show_is_named(folder, caplog, labelled, text):
     """Two images of one patient count once."""
     with caplog.at_level(logging.WARNING):
-        read_semi_supervised(folder, labelled=labelled)
+        read(folder, labelled=labelled)
     assert len(caplog.records) == (text is not None)
     assert text is None or text in caplog.text
 
@@ -158,7 +163,7 @@ def test_a_class_that_no_label_shows_is_named(folder, tmp_path, caplog):
         index["training"] = [item for item in index["training"] if item["case"] in ("p2", "p3")]
 
     with caplog.at_level(logging.WARNING):
-        read_semi_supervised(change(folder, tmp_path, edit))
+        read(change(folder, tmp_path, edit))
     assert "of the 2 labelled cases show wall (p2 alone), valve (none); " in caplog.text
 
 
@@ -168,9 +173,9 @@ def test_the_data_check_runs(folder, tmp_path):
         index["validation"].append({**index["training"][0], "case": "copy"})
 
     with pytest.raises(DataError, match="(?s)^2 problems.*nowhere.*the same voxels in p1"):
-        read_semi_supervised(change(folder, tmp_path, edit))
-    with pytest.raises(DataError, match="(?s)expected 4 axes, the last of 3 channels.*in one file, or set in_channels"):
-        read_semi_supervised(folder, channels=3)
+        read(change(folder, tmp_path, edit))
+    with pytest.raises(DataError, match="(?s)expected 4 axes, the last of 3 .*, or set preprocessing_def::channels"):
+        read(folder, channels=3)
 
 
 @pytest.mark.parametrize(("labels", "found"), [
@@ -179,13 +184,13 @@ def test_the_data_check_runs(folder, tmp_path):
 ])  # fmt: skip
 def test_labels_with_gaps_are_refused(folder, tmp_path, labels, found):
     with pytest.raises(DataError, match=f"dataset.json: expected `labels` numbered {found}"):
-        read_semi_supervised(change(folder, tmp_path, lambda index: index.update(labels=labels)))
+        read(change(folder, tmp_path, lambda index: index.update(labels=labels)))
 
 
 def test_of_the_test_cases_those_with_a_label(tmp_path):
     folder = write(tmp_path / "set", test=("t1", "t2"))
     changed = change(folder, tmp_path, lambda index: [item.pop("label") for item in index["test"][:2]])
-    assert names(read_semi_supervised(changed)["test"]) == ["t2"]
+    assert names(read(changed)["test"]) == ["t2"]
 
 
 # --- draws ---
@@ -292,18 +297,18 @@ def test_nothing_to_train_on():
 
 def test_a_list_of_images_and_labels_alone(folder):
     """What MONAI Label hands over."""
-    data = [{key: item[key] for key in BOTH} for item in read_semi_supervised(folder)["training"]]
+    data = [{key: item[key] for key in BOTH} for item in read(folder)["training"]]
     dataset = PairDataset(data, [], TRANSFORM, None)
     assert dataset[2]["case"] == data[2]["image"] and dataset[2]["image"].shape == (1, 8, 7, 4)
 
 
 def test_volumes_are_read_once(folder, monkeypatch):
-    found, read = read_semi_supervised(folder), []
+    found, opened = read(folder), []
     dataset = PairDataset(found["training"], found["unlabeled"],
-                          lambda item: (read.append(tuple(item)), TRANSFORM(item))[1], None)  # fmt: skip
+                          lambda item: (opened.append(tuple(item)), TRANSFORM(item))[1], None)  # fmt: skip
     for draw in range(4):
         dataset[draw, draw, draw]
-    assert read == [("image", "label")] * 8 + [("image",)] * 6
+    assert opened == [("image", "label")] * 8 + [("image",)] * 6
 
 
 # --- batches ---

@@ -5,14 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
+from ignite.engine import Events
 from torch import nn
 
 from common.engine import ObjectiveTrainer
-from common.semi_supervised.bases import Supervised
-from common.semi_supervised.objective import SemiSupervisedObjective
-from common.semi_supervised.teacher import MeanTeacher, TeacherUpdate, choose_network
+from common.semi_supervised import MeanTeacher, Supervised, TeacherUpdate
 
 
 def make_student(norm=True, dropout=0.0):
@@ -21,7 +18,7 @@ def make_student(norm=True, dropout=0.0):
         nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.Tanh(), nn.Dropout(dropout)
     )
     student = nn.Sequential()
-    student.body, student.head = body, nn.Conv2d(6, 3, 1)
+    student.body, student.classifier = body, nn.Conv2d(6, 3, 1)
     return student
 
 
@@ -80,7 +77,7 @@ def test_the_teacher_is_a_copy_that_leaves_the_student_alone(image):
     move(student, torch.Generator().manual_seed(1))
     before = frozen(student)
     teacher.update(student)
-    teacher(image, "head")
+    teacher(image)
     move(teacher.network, torch.Generator().manual_seed(2))
     torch.testing.assert_close(frozen(student), before, rtol=0, atol=0)
     assert student.training and all(parameter.requires_grad for parameter in student.parameters())
@@ -116,11 +113,11 @@ def test_a_wrapped_student_is_the_student():
 
 def test_no_gradient_comes_out_of_the_teacher(image):
     teacher = MeanTeacher(make_student())
-    logits, features = teacher(image.requires_grad_(), "head")
+    logits, features = teacher(image.requires_grad_())
     assert not logits.requires_grad and not features.requires_grad
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert logits.shape == (4, 3, 8, 8) and features.shape == (4, 6, 8, 8)
-    torch.testing.assert_close(teacher.network.head(features), logits)
+    torch.testing.assert_close(teacher.network.classifier(features), logits)
 
 
 @pytest.mark.parametrize("norm", ["ema", "batch"])
@@ -129,7 +126,7 @@ def test_a_new_teacher_has_no_dropout_whatever_mode_validation_left(norm, valida
     teacher = MeanTeacher(make_student(dropout=0.5), norm=norm)
     if validated:
         teacher.network.train()  # what MONAI restores after a validation of a network that it found in training
-    first, again = (teacher(image, "head")[0] for _ in range(2))
+    first, again = (teacher(image)[0] for _ in range(2))
     assert torch.equal(first, again)
     assert not any(m.training for m in teacher.modules() if isinstance(m, nn.Dropout))
 
@@ -139,7 +136,7 @@ def test_ema_normalises_by_the_running_averages(image):
     move(student, torch.Generator().manual_seed(1))
     teacher = MeanTeacher(student, norm="ema").train()
     before = frozen(teacher)
-    assert torch.equal(teacher(image, "head")[0], student.eval()(image))
+    assert torch.equal(teacher(image)[0], student.eval()(image))
     torch.testing.assert_close(frozen(teacher), before, rtol=0, atol=0)
 
 
@@ -153,16 +150,16 @@ def test_batch_normalises_by_the_batch_and_keeps_the_running_averages(validated,
         maps = teacher.network.body[0](image)
         mean, var = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), correction=0, keepdim=True)
         expected = torch.tanh((maps - mean) / (var + 1e-5).sqrt())
-    torch.testing.assert_close(teacher(image, "head")[1], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(teacher(image)[1], expected, rtol=1e-4, atol=1e-5)
     after = frozen(teacher)
     for name in ("running_mean", "running_var"):
         assert torch.equal(after[f"average.module.body.1.{name}"], before[f"average.module.body.1.{name}"])
     # what is deployed is the averaged network in eval mode
-    torch.testing.assert_close(teacher.eval()(image, "head")[0], MeanTeacher(make_student())(image, "head")[0])
+    torch.testing.assert_close(teacher.eval()(image)[0], MeanTeacher(make_student())(image)[0])
 
 
 def test_without_batch_norm_the_two_are_one(image):
-    ema, batch = (MeanTeacher(make_student(norm=False), norm=norm)(image, "head")[0] for norm in ("ema", "batch"))
+    ema, batch = (MeanTeacher(make_student(norm=False), norm=norm)(image)[0] for norm in ("ema", "batch"))
     assert torch.equal(ema, batch)
 
 
@@ -175,22 +172,32 @@ def test_options_out_of_range(options):
 # --- the handler ---
 
 
-class Halving(nn.Module):
-    """An objective whose gradient step halves the weight, and that notes the weight each time it is told."""
+class Taught:
+    """A teacher that notes the student's weight each time it is told to follow."""
 
     def __init__(self):
-        super().__init__()
-        self.seen, self.base = [], Supervised("head")
+        self.seen, self.begun = [], False
 
-    def forward(self, network, batch):
+    def update(self, network):
+        self.seen.append(network.weight.item())
+        self.begun = True
+
+
+class Halving(nn.Module):
+    """An objective whose gradient step halves the weight."""
+
+    def __init__(self, start, needs_teacher=True):
+        super().__init__()
+        self.base, self.teacher, self.total_steps = Supervised(), Taught(), 10
+        self.base.needs_teacher, self.base.start = needs_teacher, lambda total: start
+
+    def forward(self, network, batch, step):
         return batch["image"], {"loss": network.weight.square().sum() / 2}
 
-    def update_teacher(self, network):
-        self.seen.append(network.weight.item())
 
-
-def test_the_teacher_is_updated_after_each_step_of_the_optimizer():
-    network, objective = nn.Linear(1, 1, bias=False), Halving()
+def train(objective):
+    """Two steps from a weight of 8 on; the updates of the teacher seen at the end of each."""
+    network, at_end = nn.Linear(1, 1, bias=False), []
     nn.init.constant_(network.weight, 8.0)
     batch = {"image": torch.zeros(1, 1), "label": torch.zeros(1, 1)}
     trainer = ObjectiveTrainer(
@@ -198,32 +205,19 @@ def test_the_teacher_is_updated_after_each_step_of_the_optimizer():
         optimizer=torch.optim.SGD(network.parameters(), lr=0.5), loss_function=objective,
         train_handlers=[TeacherUpdate(objective)],
     )  # fmt: skip
-    at_end = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: at_end.append(len(objective.seen)))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: at_end.append(len(objective.teacher.seen)))
     trainer.run()
-    assert objective.seen == [4.0, 2.0]
-    assert at_end == [1, 2]
+    return at_end
 
 
-@pytest.mark.parametrize(("start", "needed", "warned"), [(3, True, True), (2, True, False), (3, False, False)])
-def test_a_run_that_ends_before_the_teacher_begins_says_so(caplog, start, needed, warned):
-    network, base = nn.Linear(1, 1), Supervised("head")
-    base.needs_teacher, base.start = needed, lambda total: start
-    objective = SemiSupervisedObjective(base, MeanTeacher(network), total_steps=10)
-    engine = Engine(lambda engine, batch: objective.update_teacher(network))
-    engine.network = network
-    engine.register_events(*IterationEvents)
-    TeacherUpdate(objective).attach(engine)
-    engine.run([0, 0])
+def test_the_teacher_is_updated_after_each_step_of_the_optimizer():
+    assert train(objective := Halving(start=0)) == [1, 2] and objective.teacher.seen == [4.0, 2.0]
+
+
+@pytest.mark.parametrize(("start", "needed", "updates"), [(3, True, 0), (2, True, 1), (0, False, 0)])
+def test_a_run_that_ends_before_the_teacher_begins_says_so(caplog, start, needed, updates):
+    """It begins at the end of the step before the first that shows unlabelled images."""
+    assert train(Halving(start, needed))[-1] == updates
+    warned = needed and not updates
     assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
     assert ("ended after 2 updates, before the teacher begins at 3" in caplog.text) == warned
-
-
-def test_the_network_to_save():
-    student = nn.Linear(1, 1)
-    teacher = MeanTeacher(student)
-    assert choose_network("student", "bcp", student, teacher) is student
-    assert choose_network("teacher", "bcp", student, teacher) is teacher.network
-    assert choose_network("teacher", "supervised", student, teacher) is student
-    with pytest.raises(ValueError, match="inference_network must be student or teacher, got 'Student'"):
-        choose_network("Student", "bcp", student, teacher)

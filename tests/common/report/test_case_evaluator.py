@@ -1,7 +1,6 @@
 """Whole cases on their own grid: what is predicted, how it is scored, and what the report says about itself."""
 
 import csv
-import json
 
 import nibabel as nib
 import numpy as np
@@ -10,19 +9,20 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.handlers import MeanDice, from_engine
-from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
+from monai.inferers import SimpleInferer
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, Zoomd
 from torch import nn
 
-from common.data.draws import only_item
-from common.data.whole_cases import CaseDataset
-from common.engine import save_atomic
-from common.semi_supervised.evaluator import CaseEvaluator
+from common.data import CaseDataset
+from common.description import described
+from common.engine import PatchInferer, save_atomic, write_model_record
+from common.report import CaseEvaluator
 
 LABELS = {1: "cavity", 2: "wall"}
 SIZE = (8, 7, 6)
 
 
+@described()
 class Levels(nn.Module):
     """Of grey values around 0, 1 and 2 the class is the nearest one; works in two and in three dimensions."""
 
@@ -43,7 +43,7 @@ def boxes(cavity=((1, 4), (1, 5), (1, 5)), wall=((5, 7), (2, 6), (2, 5)), size=S
 
 
 def make_case(name, truth, image=None, scan=None, **changes):
-    """As :class:`common.data.whole_cases.CaseDataset` gives it; without an image one that is segmented as the truth."""
+    """As :class:`common.data.CaseDataset` gives it; without an image one that is segmented as the truth."""
     image = (truth if image is None else image)[None].float()
     noise = 0.3 * torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
     native = torch.rand(1, *truth.shape)
@@ -63,17 +63,25 @@ def cases():
 
 def make_evaluator(validation, test=(), network=None, **options):
     metric = {"val_dice": MeanDice(include_background=True, output_transform=from_engine(["pred", "label"]))}
+    network = Levels() if network is None else network
+    data = DataLoader(validation, collate_fn=lambda batch: batch[0])
+    options = {"labels": LABELS, "inferer": SimpleInferer(), "cleanup": ["largest"]} | options
     return CaseEvaluator(
-        device=torch.device("cpu"), val_data_loader=DataLoader(validation, collate_fn=only_item), key_val_metric=metric,
-        network=Levels() if network is None else network, test=test,
-        **{"labels": LABELS, "inferer": SimpleInferer()} | options,
+        device=torch.device("cpu"), val_data_loader=data, key_val_metric=metric, network=network, test=test,
+        model={"network": network, "labels": options["labels"], "cleanup": options["cleanup"]}, **options,
     )  # fmt: skip
 
 
-def report(folder, evaluator, selection=None, **options):
-    save_atomic(evaluator.network.state_dict(), folder / "model.pt")
-    if selection:
-        (folder / "model.json").write_text(json.dumps({"selection": selection, "settings": {}}))
+def save(folder, network=None, selection="last", labels=LABELS, cleanup=("largest",)):
+    """A trained model."""
+    network = network or Levels()
+    save_atomic(network.state_dict(), folder / "model.pt")
+    model = {"network": network, "preprocessing": {}, "labels": labels, "cleanup": cleanup}
+    write_model_record(folder / "model.pt", model, selection)
+
+
+def report(folder, evaluator, selection="last", cleanup=("largest",), **options):
+    save(folder, evaluator.network, selection, cleanup=cleanup)
     returned = evaluator.report(str(folder / "model.pt"), str(folder / "eval"), **options)
     with open(folder / "eval" / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -82,13 +90,9 @@ def report(folder, evaluator, selection=None, **options):
 
 
 def test_labels_of_another_training_are_refused(cases, tmp_path):
-    record = {"selection": "last", "settings": {"labels": {str(k): name for k, name in LABELS.items()}}}
-    (tmp_path / "model.json").write_text(json.dumps(record))
-    report(tmp_path, make_evaluator(cases))
-    record["settings"]["labels"]["1"] = "other"
-    (tmp_path / "model.json").write_text(json.dumps(record))
+    save(tmp_path, labels={1: "cavity", 2: "other"})
     with pytest.raises(ValueError, match="labels: the model was trained on .*'other'.*number and name them alike"):
-        report(tmp_path, make_evaluator(cases))
+        make_evaluator(cases).report(str(tmp_path / "model.pt"), str(tmp_path))
 
 
 def dice(one, other):
@@ -146,7 +150,7 @@ def test_the_largest_component_of_each_structure_is_kept(largest):
     image[7, 6, 5] = 1  # far from the cavity
     image[6, 2:4, 0] = 2
     case = make_case("a", boxes(), image)
-    evaluator = make_evaluator([case], largest_component=largest)
+    evaluator = make_evaluator([case], cleanup=["largest"] * largest)
     assert torch.equal(evaluator.segment(case), boxes() if largest else image)
     assert (evaluator.segment(make_case("b", boxes(), boxes(None, None))) == 0).all()
 
@@ -157,16 +161,15 @@ def test_a_stray_larger_than_its_structure_goes_with_the_largest_of_all():
     image = truth.clone()
     image[7] = 1  # 42 voxels against 32, but 64 with the wall
     case = make_case("a", truth, image)
-    assert torch.equal(make_evaluator([case], largest_component="together").segment(case), truth)
+    assert torch.equal(make_evaluator([case], cleanup=["largest_together", "largest"]).segment(case), truth)
     alone = make_evaluator([case]).segment(case)
     assert (alone[7] == 1).all() and not (alone[2:4] == 1).any()
-    with pytest.raises(ValueError, match="largest_component must be true, false or 'together', got 'joint'"):
-        make_evaluator([case], largest_component="joint")
+    with pytest.raises(ValueError, match="cleanup: expected a list out of largest_together, .*found .'joint'"):
+        make_evaluator([case], cleanup=["joint"])
 
 
 @pytest.mark.usefixtures("bfloat16_units")
-@pytest.mark.parametrize("inferer", [SliceInferer(roi_size=(4, 4), spatial_dim=2), SlidingWindowInferer((16, 16, 16)),
-                                     SlidingWindowInferer((4, 4, 4), 2, 0.25)])  # fmt: skip
+@pytest.mark.parametrize("inferer", [PatchInferer((4, 4)), PatchInferer((16, 16, 16)), PatchInferer((4, 4, 4))])
 @pytest.mark.parametrize("amp", [True, False])
 def test_windows_and_slices(cases, inferer, amp):
     evaluator = make_evaluator(cases, inferer=inferer, amp=amp)
@@ -187,10 +190,10 @@ def test_the_rows_of_a_case(cases, tmp_path):
     assert [line[0] for line in lines[2:]] == ["cavity", "wall", "all"] and lines[2][1].startswith("0.889 ± ")
     rows, _ = report(tmp_path, make_evaluator(cases, distances=False), pictures=0)
     assert not any(row["hd95_mm"] or row["asd_mm"] for row in rows)
-    rows, _ = report(tmp_path, make_evaluator(cases, distances="voxels"), pictures=0)
+    rows, _ = report(tmp_path, make_evaluator(cases, distance_unit="voxels"), pictures=0)
     assert float(rows[2]["hd95_voxels"]) == 1 and "hd95_mm" not in rows[2]
-    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found voxel"):
-        make_evaluator(cases, distances="voxel")
+    with pytest.raises(ValueError, match="distance_unit: expected one of mm, voxels, found voxel"):
+        make_evaluator(cases, distance_unit="voxel")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +203,6 @@ def test_the_rows_of_a_case(cases, tmp_path):
         (True, "validation", "the best on the validation cases (selection: validation).", False),
         (False, "last", "that of the last iteration (selection: last).", False),
         (False, "validation", "the best on the validation cases (selection: validation).", True),
-        (False, None, "from elsewhere, how it was chosen is not known.", False),
     ],
 )  # fmt: skip
 def test_the_summary_says_what_was_scored_and_what_chose_the_checkpoint(
@@ -210,24 +212,32 @@ def test_the_summary_says_what_was_scored_and_what_chose_the_checkpoint(
     rows, summary = report(tmp_path, evaluator, pictures=0, selection=selection)
     assert {row["case"] for row in rows} == ({"missed"} if test else {"found", "moved"})
     statements = summary.strip().split("\n\n")[1:]
-    scored = f"Scored: {'`test`, 1 case' if test else '`validation`, 2 cases'}, of each structure its largest component"
+    scored = f"Scored: {'`test`, 1 case' if test else '`validation`, 2 cases'}, of each structure the largest component"
     assert statements[0] == f"{scored}. Checkpoint: {expected}" and len(statements) == 1 + optimistic
     assert ("optimistic" in summary) == optimistic
 
 
 def test_the_summary_without_components_and_without_cases(cases, tmp_path):
-    _, summary = report(tmp_path, make_evaluator(cases, largest_component=False), pictures=0)
+    _, summary = report(tmp_path, make_evaluator(cases, cleanup=[]), cleanup=[], pictures=0)
     assert "Scored: `validation`, 3 cases. Checkpoint" in summary
     rows, summary = report(tmp_path, make_evaluator([]), pictures=2)
-    assert not rows and "Nothing was scored: neither `test` nor `validation` holds a labelled case." in summary
+    assert not rows and "Nothing was scored.\n\nNeither `test` nor `validation` holds a labelled case." in summary
 
 
 def test_the_report_is_of_the_weights_in_the_file(cases, tmp_path):
     network = Levels()
-    save_atomic(network.state_dict(), tmp_path / "best.pt")
+    save(tmp_path, network)
     network.levels.data.fill_(0)
-    rows = make_evaluator(cases, network=network).report(str(tmp_path / "best.pt"), str(tmp_path), pictures=0)
+    rows = make_evaluator(cases, network=network).report(str(tmp_path / "model.pt"), str(tmp_path), pictures=0)
     assert rows[0]["dice"] == 1
+
+
+def test_what_differs_from_the_models_record_is_told_in_one_line(cases, tmp_path, caplog):
+    report(tmp_path, make_evaluator(cases), pictures=0)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    report(tmp_path, make_evaluator(cases, cleanup=[]), pictures=0)
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == f'not as in {tmp_path / "model.json"}: cleanup [] (there ["largest"])'
 
 
 def test_pictures_of_the_first_cases_replace_older_ones(cases, tmp_path):
