@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.loss import _Loss
 
+from common.description import described
+
 from .class_statistics import check_whole
 
 REDUCTIONS = ("mean", "class", "none")
@@ -49,6 +51,7 @@ def margin_tables(
         return linear, quadratic
 
 
+@described()
 class ExpectedCrossEntropyLoss(_Loss):
     r"""Cross-entropy of a linear head, its input being augmented by a Gaussian: a closed upper bound of the mean.
 

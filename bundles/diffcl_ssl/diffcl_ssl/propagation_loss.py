@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.loss import _Loss
 
+from common.description import described
+
 POSITIVE, NEGATIVE = 0.1, 0.3  # shares of the vectors
 
 
+@described()
 class LabelPropagationLoss(_Loss):
     r"""Contrast of unlabelled vectors that are most like a class, as a whole, with those that are least.
 
