@@ -27,6 +27,7 @@ from .regions import Regions
 from .sample import generate_sample_data
 
 POLICIES = ("equal", "proportional")
+LEAST = 2  # images of a domain in a batch: its batch norm sees no one image alone
 VALIDATION_SHARE = 5  # one of so many source cases validates, in a domain that dataset.json gives no validation case
 
 
@@ -155,17 +156,17 @@ class DomainDataset(Dataset):
     """Training images, each with its domain, its mask and a second view in the style of another domain.
 
     What draw number ``draw`` of epoch ``epoch`` gives is a function of (seed, epoch, draw) alone, so that workers and
-    resuming do not change it. Volumes are taken slice by slice.
+    resuming do not change it. Scans are taken slice by slice.
 
     Source: the data flow of RAM-DSIR (random amplitude mixup after the spatial augmentation; the partner domain uniform
-    over the others, its image uniform within it and not augmented).
+    over the others, its image uniform within it and not augmented). Departure: one domain alone lends itself the looks
+    of its other images.
 
     Args:
         data: items with ``image`` and ``label`` paths and a ``domain``.
-        transform: deterministic, from paths to image ``(C, *spatial)`` in 0..1 and label ``(1, *spatial)``.
+        transform: deterministic, from paths to image ``(C, H, W)`` in 0..1 and label ``(1, H, W)``, of a scan with a third axis.
         augmentation: random dictionary transform of ``image`` and ``label``.
         mix: random dictionary transform of ``image`` with ``partner`` that adds ``image_ram``; null adds nothing.
-        partner: ``other_domain``, or ``same_domain`` (the only choice with one domain).
         sample: the data set is the sample data.
 
     Raises:
@@ -178,12 +179,9 @@ class DomainDataset(Dataset):
         transform: Callable,
         augmentation: Callable | None = None,
         mix: Callable | None = None,
-        partner: str = "other_domain",
         seed: int = 0,
         sample: bool = False,
     ) -> None:
-        if partner not in ("other_domain", "same_domain"):
-            raise ValueError(f"partner must be other_domain or same_domain, got {partner!r}.")
         refuse_foreign(data, sample)
         self.names = sorted({item.get("domain", "unknown") for item in data})
         self.images, self.labels, self.domains, self.cases = [], [], [], []
@@ -198,7 +196,6 @@ class DomainDataset(Dataset):
             raise DataError("0 images to train on: `training` of the chosen domains is empty; add labelled images.")
         self.members = [np.flatnonzero(np.array(self.domains) == d) for d in range(len(self.names))]
         self.augmentation, self.mix, self.seed, self.epoch = augmentation, mix, seed, 0
-        self.partner = partner if len(self.names) > 1 else "same_domain"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -227,29 +224,29 @@ class DomainDataset(Dataset):
 
     def _partner(self, index: int, rng: np.random.Generator) -> int:
         own = self.domains[index]
-        others = [d for d in range(len(self.names)) if d != own] if self.partner == "other_domain" else [own]
+        others = [d for d in range(len(self.names)) if d != own] or [own]
         members = self.members[rng.choice(others)]
         if len(members) > 1:
             members = members[members != index]  # of the same domain, another image
         return int(rng.choice(members))
 
 
-def share_out(shares: np.ndarray, total: int, least: int = 2) -> np.ndarray:
-    """Whole numbers near ``shares * total``, each at least ``least``, whose sum is the total (largest remainders).
+def share_out(sizes: Sequence[int], total: int) -> np.ndarray:
+    """Whole numbers in proportion to the sizes, each at least ``LEAST``, whose sum is the total (largest remainders).
 
     Raises:
         ValueError: the total is too small.
     """
-    if total < least * len(shares):
+    sizes = np.asarray(sizes)
+    if total < LEAST * len(sizes):
         raise ValueError(
-            f"batch_size: expected {least * len(shares)} or more, {least} images of each of {len(shares)} domains, "
-            f"found {total}."
+            f"batch_size: expected {LEAST * len(sizes)} or more, {LEAST} images of each of {len(sizes)} domains, found "
+            f"{total}; raise it, or name fewer source_domains."
         )
-    wanted = shares * total
-    counts = np.maximum(least, np.floor(wanted).astype(int))
-    while (missing := total - counts.sum()) != 0:  # too many where small shares were raised to the least
-        behind = np.where(counts + np.sign(missing) < least, -np.inf, np.sign(missing) * (wanted - counts))
-        counts[int(behind.argmax())] += np.sign(missing)
+    counts = np.full(len(sizes), LEAST)
+    while counts.sum() < total:
+        behind = sizes * total - counts * sizes.sum()  # whole numbers, so that equal remainders are equal
+        counts[behind.argmax()] += 1
     return counts
 
 
@@ -258,8 +255,8 @@ class DomainBatchSampler(Sampler):
 
     Args:
         dataset: a :class:`DomainDataset`.
-        batch_size: images in a batch, of which each domain gets at least two, for its own batch norm. What shares leave
-            over goes to the domains of the largest remainder, among equal ones to the first.
+        batch_size: images in a batch, of which each domain gets at least two, for its own batch norm. What whole shares
+            leave over goes to the domains of the largest remainder, among equal ones to the first.
         iterations: batches in an epoch.
         policy: ``equal`` shares, or shares ``proportional`` to the domains' sizes.
 
@@ -276,9 +273,8 @@ class DomainBatchSampler(Sampler):
         if policy not in POLICIES:
             raise ValueError(f"policy must be one of {POLICIES}, got {policy!r}.")
         self.members, self.iterations, self.seed, self.epoch = dataset.members, iterations, seed, 0
-        sizes = np.array([len(own) for own in self.members], float)
-        shares = sizes / sizes.sum() if policy == "proportional" else np.full(len(sizes), 1 / len(sizes))
-        self.counts = share_out(shares, batch_size)
+        sizes = [len(own) for own in self.members]
+        self.counts = share_out(sizes if policy == "proportional" else np.ones_like(sizes), batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from common.data import DataError
+from common.data import DataError, Preprocessing
 from common.engine import root_cause
 from sgcg_dg.data import read_datalist
 
 CONFIGS = Path(__file__).resolve().parents[3] / "bundles" / "sgcg_dg" / "configs"
 REGIONS = {"cup": [2], "disc": [1, 2]}
+PHOTOGRAPHS = {"channels": 3, "kinds": ["photographs"]}
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,8 @@ def folder(tmp_path_factory, write_photos):
 
 
 def read(folder, **options):
-    return read_datalist(str(folder), "/nowhere", **{"regions": REGIONS, **options})
+    preprocessing = Preprocessing(**PHOTOGRAPHS | options.pop("preprocessing", {}))
+    return read_datalist(str(folder), "/nowhere", preprocessing, **{"regions": REGIONS, **options})
 
 
 def names(items):
@@ -141,14 +143,14 @@ def without_domain(index):
         ({"regions": {"cup": [2, 3], "disc": []}}, [r"region cup: expected label ids out of {1: 'rim', 2: 'cup'}, "
                                                     r"found \[2, 3\]", r"region disc: .*found \[\]"]),
         ({"regions": {"one": [1], "two": [1]}}, ["regions one .* and two .*: expected one inside the other"]),
-        ({"channels": 1}, [f"{case}, .*: expected a grey image .1 channel.*, found a colour image .*set in_channels"
-                           for case in ("a_1", "d_4", "c_6")]),
+        ({"preprocessing": {"channels": 1}}, [f"{case}, .*: expected a grey image .1 channel.*, found a colour image .*"
+                                              "set preprocessing_def::channels" for case in ("a_1", "d_4", "c_6")]),
     ],
 )  # fmt: skip
 def test_everything_wrong_is_named_at_once(folder, options, expected):
     with pytest.raises(DataError, match="(?s)" + ".*".join(expected)) as error:
         read(folder, **options)
-    count = len(expected) if "channels" not in options else 26
+    count = len(expected) if "preprocessing" not in options else 26
     assert str(error.value).startswith(f"{count} problem") and len(str(error.value).splitlines()) == 1 + count
 
 
@@ -179,7 +181,7 @@ def test_grey_photographs(tmp_path, write_photos):
     folder = write_photos(tmp_path / "set", {"a": 2, "b": 2, "c": 2}, channels=1)
     with pytest.raises(DataError, match="(?s)^6 problems.*expected a colour image .3 channels., found a grey image"):
         read(folder)
-    assert names(read(folder, channels=1)["training"]) == ["a_1", "a_2", "b_1", "b_2"]
+    assert names(read(folder, preprocessing={"channels": 1})["training"]) == ["a_1", "a_2", "b_1", "b_2"]
 
 
 def test_scans_and_photographs_have_configs_of_their_own(tmp_path, write_photos):
@@ -187,13 +189,12 @@ def test_scans_and_photographs_have_configs_of_their_own(tmp_path, write_photos)
     counts = {"a": 2, "b": 2, "c": 2}
     photos, scans = {"channels": 3}, {"channels": 1, "size": (9, 8, 3)}
     data = [write_photos(tmp_path / str(i), counts, **options) for i, options in enumerate((photos, scans))]
-    for number, overlays, todo in ((1, [], "for scans put volume.json over train.json"),
-                                   (0, ["volume.json"], "leave volume.json out for photographs")):  # fmt: skip
+    for number, overlays, expected in ((1, [], "photographs (PNG, JPEG)"), (0, ["volume.json"], "scans (NIfTI)")):
         parser = ConfigParser(ConfigParser.load_config_files([CONFIGS / name for name in ("train.json", *overlays)]))
         parser["dataset_dir"] = str(data[number])
         with pytest.raises(RuntimeError) as error:
             parser.get_parsed_content("datalist")
-        assert "6 images, such as " in (text := str(root_cause(error.value))) and text.endswith(todo)
+        assert "6 images, such as " in (text := str(root_cause(error.value))) and f"expected {expected}, as" in text
         parser["dataset_dir"] = str(data[1 - number])
         parser.parse(True)
         assert len(parser.get_parsed_content("datalist")["training"]) == 4
@@ -232,7 +233,7 @@ def test_sample_data_is_made_at_its_place_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("sgcg_dg.data.generate_sample_data", lambda directory: made.append(directory))
     for place in (tmp_path / "other", tmp_path / "sample_data"):
         with pytest.raises(DataError):
-            read_datalist(str(place), str(tmp_path), REGIONS)
+            read_datalist(str(place), str(tmp_path), Preprocessing(**PHOTOGRAPHS), REGIONS)
     assert made == [tmp_path / "sample_data"]
 
 

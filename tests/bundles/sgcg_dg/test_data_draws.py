@@ -10,7 +10,7 @@ from monai.transforms import Compose, RandFlipd, Randomizable
 
 from common.data import DataError
 from sgcg_dg.amplitude import RandAmplitudeMixd
-from sgcg_dg.data import DomainBatchSampler, DomainDataset
+from sgcg_dg.data import DomainBatchSampler, DomainDataset, share_out
 
 
 def given(item):
@@ -100,15 +100,11 @@ def test_partners_come_from_other_domains_each_as_often():
         assert len(values) == size and counts.max() < 3 * counts.min() + 6
 
 
-@pytest.mark.parametrize("data", [UNEQUAL, UNEQUAL[:20]])
-def test_partners_of_the_same_domain_are_other_images(data):
-    """When asked for, and when there is one domain."""
-    mix = Recorded()
-    options = {"partner": "same_domain"} if data is UNEQUAL else {}
-    dataset = DomainDataset(data, given, mix=mix, **options)
+def test_partners_of_one_domain_alone_are_other_images():
+    mix, data = Recorded(), UNEQUAL[:20]
+    dataset = DomainDataset(data, given, mix=mix)
     for draw in range(300):
         dataset[draw % len(data), draw]
-    assert all((one >= 10) + (one >= 40) == (other >= 10) + (other >= 40) for one, other in mix.pairs)
     assert all(one != other for one, other in mix.pairs)
     assert {other for _, other in mix.pairs} == {float(entry["image"].mean()) for entry in data}
 
@@ -119,7 +115,7 @@ def test_an_image_alone_is_its_own_partner():
     assert mix.pairs == [(7, 7)]
 
 
-def test_volumes_are_taken_slice_by_slice():
+def test_scans_are_taken_slice_by_slice():
     image, label = torch.rand(1, 6, 5, 4), torch.randint(0, 3, (1, 6, 5, 4))
     data = [{"image": image, "label": label, "domain": "a", "case": "v"}, item("b", 1)]
     dataset = DomainDataset(data, given)
@@ -127,17 +123,11 @@ def test_volumes_are_taken_slice_by_slice():
     assert [dataset[i]["domain"] for i in range(5)] == [0, 0, 0, 0, 1]
     for z in range(4):
         assert torch.equal(dataset[z]["image"], image[..., z]) and torch.equal(dataset[z]["label"], label[..., z])
-    whole = DomainDataset(data[:1], given, spatial_dims=3)
-    assert len(whole) == 1 and torch.equal(whole[0]["image"], image)
-    with pytest.raises(DataError, match="expected images of 3 axes, found 2; set spatial_dims"):
-        DomainDataset(data, given, spatial_dims=3)
 
 
-def test_bad_data_sets_are_refused():
+def test_no_data_is_refused():
     with pytest.raises(DataError, match="0 images to train on: `training` of the chosen domains is empty"):
         DomainDataset([], given)
-    with pytest.raises(ValueError, match="partner must be other_domain or same_domain, got 'nobody'"):
-        DomainDataset(UNEQUAL, given, partner="nobody")
 
 
 def test_a_list_of_images_and_labels_alone():
@@ -161,8 +151,8 @@ def batches(dataset, iterations=6, epoch=0, batch_size=6, **options):
 @pytest.mark.parametrize(
     ("batch_size", "policy", "counts"),
     # the domains a, b, c hold 2, 20 and 4 of 26
-    [(9, "equal", [3, 3, 3]), (6, "equal", [2, 2, 2]), (3, "equal", [2, 2, 2]), (26, "proportional", [2, 20, 4]),
-     (13, "proportional", [2, 10, 2]), (4, "proportional", [2, 3, 2])],
+    [(9, "equal", [3, 3, 3]), (6, "equal", [2, 2, 2]), (8, "equal", [3, 3, 2]), (26, "proportional", [2, 20, 4]),
+     (13, "proportional", [2, 9, 2]), (16, "proportional", [2, 12, 2]), (6, "proportional", [2, 2, 2])],
 )  # fmt: skip
 def test_every_domain_has_a_block_of_two_or_more(batch_size, policy, counts):
     dataset = DomainDataset(UNEQUAL, given)
@@ -171,7 +161,47 @@ def test_every_domain_has_a_block_of_two_or_more(batch_size, policy, counts):
         domains = [dataset.domains[index] for index, _ in batch]
         assert domains == [d for d, count in enumerate(counts) for _ in range(count)]
     draws = [draw for batch in found for _, draw in batch]
-    assert draws == list(range(6 * sum(counts)))
+    assert draws == list(range(6 * batch_size))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "expected"),
+    [
+        ([1, 1, 1], 8, [3, 3, 2]),  # what is left over goes to the first ones
+        ([1, 1, 1, 1], 11, [3, 3, 3, 2]),
+        ([101, 159, 400, 99], 16, [2, 3, 9, 2]),  # shares of 2.13, 3.35, 8.43 and 2.09: the largest remainder
+        ([45, 59, 50], 33, [10, 12, 11]),  # 9 9/14, 12 9/14 and 10 10/14: of equal remainders the first
+        ([3, 1], 8, [6, 2]),
+        ([1, 50, 50], 8, [2, 3, 3]),
+        ([1, 50, 50], 7, [2, 3, 2]),  # two for the small domain, at the others' cost, the last of them first
+        ([7], 5, [5]),
+    ],
+)
+def test_shares_of_a_batch_by_hand(sizes, total, expected):
+    assert share_out(sizes, total).tolist() == expected
+
+
+def test_shares_add_up_and_give_two_or_more_to_each():
+    """Whatever the sizes; a larger domain never gets less, and none that has its two is a whole image off its share."""
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        sizes = rng.integers(1, 60, rng.integers(1, 7))
+        least = 2 * len(sizes)
+        for total in (least, *rng.integers(least, 64, 3)):
+            counts = share_out(sizes, total)
+            assert counts.sum() == total and counts.min() >= 2
+            rising = np.lexsort((-np.arange(len(sizes)), sizes))  # of equal sizes the last one has least
+            assert (np.diff(counts[rising]) >= 0).all()
+            wanted = sizes * total / sizes.sum()
+            if wanted.min() >= 2:
+                assert np.abs(counts - wanted).max() < 1
+
+
+@pytest.mark.parametrize("policy", ["equal", "proportional"])
+def test_a_batch_smaller_than_two_of_each_domain_is_refused(policy):
+    text = "batch_size: expected 6 or more, 2 images of each of 3 domains, found 5; raise it, or name fewer source_"
+    with pytest.raises(ValueError, match=text):
+        DomainBatchSampler(DomainDataset(UNEQUAL, given), 5, 1, policy=policy)
 
 
 def test_each_domain_is_reshuffled_for_ever():
