@@ -21,17 +21,17 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def make_network(cls=UNet, **options):
+def make_network(**options):
     """The U-Net at width 4; every call gives the same weights."""
     torch.manual_seed(1)
-    return cls(**{"width": 4, **options})
+    return UNet(**{"width": 4, **options})
 
 
 def paint(case, size=(28, 20), channels=3, labels=(1, 2)):
     """A disc with a cup, off the middle and smaller than the image, and its label map; each case has its own noise.
 
     Args:
-        size: rows and columns, and slices of a volume.
+        size: rows and columns, and slices of a scan.
     """
     rng = np.random.default_rng([*case.encode()])
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -47,7 +47,7 @@ def paint(case, size=(28, 20), channels=3, labels=(1, 2)):
 
 
 def write_photos(directory, training, validation=None, **options):
-    """A data set on disk with so many photographs (or volumes, by ``size``) of each domain: a_1, a_2, ..., b_1, ..."""
+    """A data set on disk with so many photographs (or scans, by ``size``) of each domain: a_1, a_2, ..., b_1, ..."""
 
     def cases(counts, before):
         for domain, count in counts.items():
@@ -60,11 +60,9 @@ def write_photos(directory, training, validation=None, **options):
     return write_dataset(directory, "discs", {"0": "photograph"}, LABELS, **splits)
 
 
-def region_loss(regions=REGIONS, head="sigmoid"):
+def region_loss(regions=REGIONS):
     """As train.json builds it."""
-    loss = DiceCELoss(include_background=head == "sigmoid", sigmoid=head == "sigmoid", softmax=head == "softmax",
-                      squared_pred=True, batch=True)  # fmt: skip
-    return RegionLoss(loss, regions, head)
+    return RegionLoss(DiceCELoss(sigmoid=True, squared_pred=True, batch=True), regions)
 
 
 def make_contrast(dim=8, **options):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.losses import BankContrastiveLoss, ClassMemoryBank, ClassStatistics, GaussianContrastiveLoss
-from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, fit_labels, thin
+from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, all_levels, fit_labels, thin
 
 TERMS = {"loss", "seg", "seg_ram", "kd", "rec", "feat"}
 
@@ -36,13 +36,25 @@ class Recorder(nn.Module):
 
 
 def encoded(label, size, view=0):
-    """Maps whose features say which pixel they are: (label, image, view, place on each axis)."""
+    """Maps whose features, of unit length, say which pixel they are: (label, image, view, place on each axis).
+
+    The last coordinate is 1 before the length is taken off, and gives it back: see :func:`decoded`.
+    """
     steps = [torch.arange(0, 32 * n, 32) * full // (32 * n) for n, full in zip(size, label.shape[2:], strict=True)]
     places = torch.stack(torch.meshgrid(*steps, indexing="ij")).float()
     there = label[(slice(None), 0, *torch.meshgrid(*steps, indexing="ij"))].float()
     image = torch.arange(len(label)).view(-1, *[1] * (1 + len(size))).expand_as(there[:, None])
     view = torch.full_like(there[:, None], view)
-    return torch.cat([there[:, None], image, view, places.expand(len(label), *places.shape)], 1)
+    one = torch.ones_like(view)
+    return torch.cat([there[:, None], image, view, places.expand(len(label), *places.shape), one], 1)
+
+
+def decoded(features):
+    """What :func:`encoded` said, as whole numbers."""
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+    values = features[:, :-1] / features[:, -1:]
+    assert (values - values.round()).abs().max() < 0.01
+    return values.round().long()
 
 
 @pytest.mark.parametrize(
@@ -52,19 +64,19 @@ def encoded(label, size, view=0):
         ((33, 40), 2, [range(0, 33, 2), range(0, 40, 2)]),
         ((96, 36), 3, [range(0, 96, 3), range(0, 36, 3)]),
         ((20, 35), 2, [range(20), range(0, 35, 2)]),  # axes shorter than 32 are taken whole
-        ((12, 33, 10), 2, [range(12), range(0, 33, 2), range(10)]),
     ],
 )
 def test_features_labels_and_domains_are_flattened_alike(size, stride, kept):
     label, domain = torch.randint(0, 3, (4, 1, *size)), torch.tensor([2, 0, 1, 1])
     recorder = Recorder()
-    contrast = FeatureContrast(recorder, recorder, 3, normalise=False, stride=stride)
-    contrast({"image": encoded(label, size, 0), "ram": encoded(label, size, 1)}, label, domain)
+    contrast = FeatureContrast(recorder, recorder, 3, stride=stride)
+    contrast({"image": encoded(label, size, 0), "ram": encoded(label, size, 1)}, label, domain, 0)
     (features, labels, domains), (again, same, statistics) = recorder.updates[0], recorder.losses[0]
     assert len(recorder.updates) == len(recorder.losses) == 1 and statistics == 1  # updated once, then the loss
     assert torch.equal(again, features) and torch.equal(same, labels)
-    assert torch.equal(features[:, 0].long(), labels) and torch.equal(domain[features[:, 1].long()], domains)
-    places = {tuple(row) for row in features[:, 1:].int().tolist()}
+    said = decoded(features)
+    assert torch.equal(said[:, 0], labels) and torch.equal(domain[said[:, 1]], domains)
+    places = {tuple(row) for row in said[:, 1:].tolist()}
     expected = 2 * 4 * math.prod(map(len, kept))
     assert len(places) == len(features) == expected
     for axis, own in enumerate(kept):
@@ -76,7 +88,7 @@ def test_statistics_hold_the_pixels_of_both_views_once(make_contrast):
     label, domain = torch.randint(0, 3, (4, 1, 34, 12)), torch.tensor([0, 0, 1, 2])
     maps = {view: torch.randn(4, 8, 34, 12) for view in ("image", "ram")}
     contrast = make_contrast().train()
-    loss = contrast(maps, label, domain)
+    loss = contrast(maps, label, domain, 0)
     memory = contrast.memory
     for group in range(3):
         for k in range(3):
@@ -96,16 +108,6 @@ def test_statistics_hold_the_pixels_of_both_views_once(make_contrast):
     torch.testing.assert_close(loss, again(features, label[:, 0, ::2].flatten().repeat(2), memory.snapshot()))
 
 
-def test_one_view_and_no_unit_length(make_contrast):
-    label, domain = torch.randint(0, 3, (2, 1, 8, 8)), torch.tensor([0, 1])
-    maps = {view: 3 + torch.randn(2, 8, 8, 8) for view in ("image", "ram")}
-    contrast = make_contrast(views=("ram",), normalise=False).train()
-    contrast(maps, label, domain)
-    assert contrast.memory.count.sum() == 2 * 8 * 8
-    inside = maps["ram"][1, :, label[1, 0] == 2]
-    torch.testing.assert_close(contrast.memory.mean[1, 2], inside.mean(1))
-
-
 def test_thinned_maps():
     maps = torch.arange(2 * 33 * 31).view(1, 2, 33, 31)
     assert torch.equal(thin(maps, 2), maps[:, :, ::2])
@@ -122,19 +124,18 @@ def test_labels_of_coarse_cells():
     label[0, 0, 4:8, 0], label[0, 0, 4:8, 4:6], label[0, 0, 4:8, 6:8] = 2, 1, 2  # 4 of 16; 8 and 8
     expected = [[2, -1, 1], [0, -1, 0]]
     assert fit_labels(label, torch.Size((2, 3)), 3).tolist() == [expected]
-    volume = label[..., None].expand(-1, -1, -1, -1, 6)
-    assert fit_labels(volume, torch.Size((2, 3, 2)), 3)[0, ..., 1].tolist() == expected
     assert torch.equal(fit_labels(label, torch.Size((8, 12)), 3), label[:, 0])
 
 
 def test_coarse_maps_that_are_thinned_keep_the_labels_of_their_cells():
     """64 cells of 16 pixels, every second one of which is used."""
     label = (torch.arange(1024) // 16 % 3).view(1, 1, 1024, 1).expand(-1, -1, -1, 32).contiguous()
-    maps, recorder = torch.arange(64.0).view(1, 1, 64, 1).expand(-1, -1, -1, 2), Recorder()
-    FeatureContrast(recorder, recorder, 3, level="deep", views=("image",), normalise=False)(
-        {"image": maps}, label, torch.tensor([0]))  # fmt: skip
+    angle, recorder = torch.arange(64.0).view(1, 1, 64, 1).expand(-1, -1, -1, 2) / 64, Recorder()
+    maps = {"image": torch.cat([angle.cos(), angle.sin()], 1)}
+    FeatureContrast(recorder, recorder, 3, level="deep")(maps, label, torch.tensor([0]), 0)
     features, labels, _ = recorder.updates[0]
-    assert features[:, 0].tolist() == [cell for cell in range(0, 64, 2) for _ in range(2)]
+    cells = 64 * torch.atan2(features[:, 1], features[:, 0])
+    assert cells.round().tolist() == [cell for cell in range(0, 64, 2) for _ in range(2)]
     assert labels.tolist() == [cell % 3 for cell in range(0, 64, 2) for _ in range(2)]
 
 
@@ -144,15 +145,13 @@ def test_coarse_maps_that_are_thinned_keep_the_labels_of_their_cells():
 def test_levels(make_network, batch, level, dim, size, make_objective, make_contrast):
     network = make_network()
     contrast = make_contrast(dim, level=level, stride=1)
-    _, terms = make_objective(contrast=contrast)(network, batch)
-    deep, penultimate = network.features(batch["image"])
-    maps = {"deep": deep, "penultimate": penultimate, "logits": network.head(penultimate)}[level]
+    _, terms = make_objective(contrast=contrast)(network, batch, 0)
+    maps = all_levels(network, batch["image"])[level]
     assert maps.shape == (7, dim, *size) and terms["feat"] > 0
     labels = fit_labels(batch["label"], torch.Size(size), 3)
     assert contrast.memory.count.sum() == 2 * (labels >= 0).sum()
     unit = F.normalize(maps, dim=1)[:2].movedim(1, -1)[labels[:2] == 0]
-    mixed = network.features(batch["image_ram"])
-    mixed = {"deep": mixed[0], "penultimate": mixed[1], "logits": network.head(mixed[1])}[level]
+    mixed = all_levels(network, batch["image_ram"])[level]
     mixed = F.normalize(mixed, dim=1)[:2].movedim(1, -1)[labels[:2] == 0]
     torch.testing.assert_close(contrast.memory.mean[0, 0], torch.cat([unit, mixed]).mean(0))
 
@@ -160,20 +159,21 @@ def test_levels(make_network, batch, level, dim, size, make_objective, make_cont
 def test_a_memory_bank_instead_of_statistics(make_network, batch, make_objective):
     bank = ClassMemoryBank(3, 8, 16)
     contrast = FeatureContrast(bank, BankContrastiveLoss(), 3)
-    _, terms = make_objective(contrast=contrast, log_every=1)(make_network(), batch)
+    _, terms = make_objective(contrast=contrast, log_every=1)(make_network(), batch, 0)
     assert set(terms) == TERMS | {"pull"} and terms["feat"] > 0 and terms["pull"] > 0
     assert bank.filled.tolist() == [16, 16, 16]
     torch.testing.assert_close(bank.get(1).norm(dim=1), torch.ones(16))
 
 
 def test_nothing_before_the_start(make_network, batch, make_objective, make_contrast):
+    """By the engine's step, whatever the objective saw before."""
     network = make_network()
     objective = make_objective(contrast=make_contrast(start=2), log_every=1)
-    for step in (1, 2, 3, 4):
-        _, terms = objective(network, batch)
+    for step in (0, 1, 2, 3):
+        _, terms = objective(network, batch, step)
         count = objective.contrast.memory.count.sum()
-        assert objective.contrast.step == step and ("feat" in terms) == (step > 2)
-        assert count == max(0, step - 2) * 2 * 7 * 16 * 24  # every second pixel of each axis
+        assert ("feat" in terms) == (step >= 2)
+        assert count == max(0, step - 1) * 2 * 7 * 16 * 24  # every second pixel of each axis
     assert set(terms) == TERMS | {"pull", "scatter"}
     torch.testing.assert_close(terms["scatter"], objective.contrast.memory.between_group_scatter().float())
 
@@ -183,24 +183,24 @@ def test_without_a_covariance_there_is_no_scatter_to_log(make_network, batch, ma
     memory, loss = ClassStatistics(3, 8, groups=3, cov="none"), GaussianContrastiveLoss()
     objective = make_objective(contrast=FeatureContrast(memory, loss, 3), log_every=1)
     for _ in range(2):
-        _, terms = objective(make_network(), batch)
+        _, terms = objective(make_network(), batch, 0)
     assert "feat" in terms and "pull" in terms and "scatter" not in terms
 
 
 def test_eval_mode_changes_no_statistics(make_network, batch, make_objective):
     network, objective = make_network(), make_objective(log_every=1)
-    objective(network, batch)
+    objective(network, batch, 0)
     before = copy.deepcopy(objective.contrast.state_dict())
     objective.eval()
     network.eval()
-    _, terms = objective(network, batch)
+    _, terms = objective(network, batch, 0)
     assert "pull" not in terms and terms["feat"] > 0
     torch.testing.assert_close(dict(objective.contrast.state_dict()), dict(before), rtol=0, atol=0)
 
 
 def test_measurements_every_so_many_steps(make_network, batch, make_objective):
     network, objective = make_network(), make_objective(log_every=2)
-    measured = ["pull" in objective(network, batch)[1] for _ in range(4)]
+    measured = ["pull" in objective(network, batch, step)[1] for step in (0, 1, 2, 3)]
     assert measured == [False, True, False, True]
 
 
@@ -209,41 +209,45 @@ class Mirror(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.head = nn.Module(), nn.Identity()
-        self.encoder.forward = lambda image: [image]
+        self.decoder, self.classifier = nn.Module(), nn.Identity()
+        self.decoder.forward = lambda maps: maps[-1]
 
     def forward(self, image):
-        return self.head(self.encoder(image)[-1])
+        return self.classifier(self.decoder([image]))
 
 
-@pytest.mark.parametrize(("views", "share"), [(("image", "ram"), 1.0), (("ram",), 0.5)])
-def test_pull_by_hand(views, share):
-    """Slopes of every pixel: contrast 0.3 * 5 in the views it sees; the rest 2 + 0.5 * 4 in both."""
+def test_pull_by_hand():
+    """Slopes of every pixel: 2 + 0.5 * 4 of the rest; of the contrast 0.3 * 5, less what changes the length alone."""
     recorder = Recorder(slope=5.0)
-    contrast = FeatureContrast(recorder, recorder, 3, views=views, normalise=False, stride=1)
+    contrast = FeatureContrast(recorder, recorder, 3, stride=1)
     objective = GeneralisationObjective(
         lambda logits, label: 2 * logits.sum(), lambda one, other: 4 * (one + other).sum(), None, contrast,
         contrast_weight=0.3, log_every=1,
     )  # fmt: skip
-    views = {key: torch.rand(2, 3, 4, 5, requires_grad=True) for key in ("image", "image_ram")}
+    batch = {key: torch.rand(2, 3, 4, 5, requires_grad=True) for key in ("image", "image_ram")}
     label = torch.zeros(2, 1, 4, 5, dtype=torch.int64)
-    _, terms = objective.train()(Mirror(), {**views, "label": label, "domain": torch.tensor([0, 1])})
-    assert terms["pull"].item() == pytest.approx(share**0.5 * 0.3 * 5 / (2 + 0.5 * 4), rel=1e-5)
+    _, terms = objective.train()(Mirror(), {**batch, "label": label, "domain": torch.tensor([0, 1])}, 0)
+    slopes = {}
+    for key, image in batch.items():
+        x = image.detach().double()
+        length = x.norm(dim=1, keepdim=True)
+        slopes[key] = 0.3 * 5 * (1 / length - x * x.sum(1, keepdim=True) / length**3)
+    norm = sum(slope.square().sum() for slope in slopes.values()) ** 0.5
+    assert terms["pull"].item() == pytest.approx(norm.item() / (4 * (2 * 120) ** 0.5), rel=1e-5)
     terms["loss"].backward()  # the measurement leaves the graph in place, and no gradient behind
-    expected = 2 + 0.5 * 4 + 0.3 * 5
-    torch.testing.assert_close(views["image_ram"].grad, torch.full((2, 3, 4, 5), expected))
+    torch.testing.assert_close(batch["image_ram"].grad.double(), 4 + slopes["image_ram"], rtol=1e-5, atol=1e-5)
 
 
 def test_the_statistics_go_on_where_a_checkpoint_left_them(make_network, batch, make_objective, make_contrast):
     network, first = make_network(), make_objective(contrast=make_contrast(start=1), log_every=3)
     states, expected = [], None
-    for _ in range(3):
+    for step in range(3):
         states.append(copy.deepcopy(first.state_dict()))
-        _, expected = first(network, batch)
+        _, expected = first(network, batch, step)
     resumed = make_objective(contrast=make_contrast(start=1), log_every=3)
     resumed.load_state_dict(states[2])
-    assert resumed.contrast.step == 2 and resumed.contrast.memory.count.any()
-    _, found = resumed(network, batch)
+    assert resumed.contrast.memory.count.any()
+    _, found = resumed(network, batch, 2)
     assert "pull" in found and set(found) == set(expected)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(resumed.state_dict(), first.state_dict(), rtol=0, atol=0)

@@ -6,6 +6,7 @@ from matplotlib.image import imread
 from torch import nn
 
 from sgcg_dg.features import between_domain_scatter, pixel_features, save_tsne
+from sgcg_dg.objective import all_levels
 
 
 class Mirror(nn.Module):
@@ -13,11 +14,11 @@ class Mirror(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.head = nn.Module(), nn.Identity()
-        self.encoder.forward = lambda image: [image]
+        self.decoder, self.classifier = nn.Module(), nn.Identity()
+        self.decoder.forward = lambda maps: maps[-1]
 
     def forward(self, image):
-        return self.head(self.encoder(image)[-1])
+        return self.classifier(self.decoder([image]))
 
 
 def test_pixels_keep_their_labels_and_have_unit_length():
@@ -41,7 +42,8 @@ def test_features_of_a_network_are_taken_in_eval_mode(make_network):
     network, images = make_network().train(), torch.rand(3, 3, 16, 16)
     before = network.encoder.blocks[0][2].running_mean.clone()
     features, labels = pixel_features(network, images, torch.zeros(3, 1, 16, 16), 10**6, np.random.default_rng(0))
-    expected = nn.functional.normalize(network.eval().features(images)[1], dim=1).movedim(1, -1).reshape(-1, 8)
+    penultimate = all_levels(network.eval(), images)["penultimate"]
+    expected = nn.functional.normalize(penultimate, dim=1).movedim(1, -1).reshape(-1, 8)
     order = features.sum(1).argsort(), expected.sum(1).argsort()
     torch.testing.assert_close(features[order[0]].sum(1), expected[order[1]].sum(1))
     assert not features.requires_grad and torch.equal(network.encoder.blocks[0][2].running_mean, before)

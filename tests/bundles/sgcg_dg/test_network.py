@@ -3,9 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.networks.features import forward_with_inputs
 from sgcg_dg.network import Decoder, Encoder, UNet
-
-CONVS, NORMS = (nn.Conv2d, nn.Conv3d), (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def make(**kwargs):
@@ -16,8 +15,7 @@ def make(**kwargs):
 def blurred(*shape):
     """A random image whose neighbours resemble each other."""
     torch.manual_seed(1)
-    pool = F.avg_pool2d if len(shape) == 4 else F.avg_pool3d
-    return 3 * pool(torch.randn(*shape[:2], *(n + 2 for n in shape[2:])), 3, 1)
+    return 3 * F.avg_pool2d(torch.randn(*shape[:2], *(n + 2 for n in shape[2:])), 3, 1)
 
 
 class Reference:
@@ -26,22 +24,18 @@ class Reference:
     The up-sampling stands where the description has it, before the 1x1 convolution.
     """
 
-    def __init__(self, network, dims):
-        self.layers = iter([m for m in network.modules() if isinstance(m, (*CONVS, *NORMS))])
-        self.conv = F.conv2d if dims == 2 else F.conv3d
-        self.pool = F.max_pool2d if dims == 2 else F.max_pool3d
-        self.up_mode = "bilinear" if dims == 2 else "trilinear"
+    def __init__(self, network):
+        self.layers = iter([m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))])
 
     def convolve(self, x, kernel):
         layer = next(self.layers)
-        assert layer.kernel_size == (kernel,) * (x.ndim - 2)
-        return self.conv(x, layer.weight, layer.bias, padding=kernel // 2)
+        assert layer.kernel_size == (kernel, kernel)
+        return F.conv2d(x, layer.weight, layer.bias, padding=kernel // 2)
 
     def normalise(self, x):
-        layer, shape = next(self.layers), (1, -1) + (1,) * (x.ndim - 2)
-        axes = [0, *range(2, x.ndim)]
-        x = (x - x.mean(axes, keepdim=True)) / (x.var(axes, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        return x * layer.weight.view(shape) + layer.bias.view(shape)
+        layer = next(self.layers)
+        x = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return x * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
 
     def step(self, x, kernel=3):
         return F.relu(self.normalise(self.convolve(x, kernel)))
@@ -49,13 +43,13 @@ class Reference:
     def __call__(self, x):
         skips = []
         for level in range(5):
-            x = self.normalise(self.convolve(self.pool(x, 2) if level else x, 3))
+            x = self.normalise(self.convolve(F.max_pool2d(x, 2) if level else x, 3))
             x = self.step(self.step(x))
             skips.append(x)
         deep = skips.pop()
         for level in range(4):
             x = self.step(x) if level else x
-            x = F.interpolate(x, scale_factor=2, mode=self.up_mode, align_corners=False)
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = torch.cat([self.step(x, 1), skips.pop()], 1)
             x = self.step(x)
         logits = self.convolve(x, 3)
@@ -63,42 +57,43 @@ class Reference:
         return deep, x, logits
 
 
+def levels(network, image):
+    """The deepest and the penultimate map and the logits, from the parts that its description names."""
+    logits, (maps, penultimate) = forward_with_inputs(network, [network.decoder, network.classifier], image)
+    return maps[-1], penultimate, logits
+
+
 def test_parameter_counts_are_the_published_ones():
     with torch.device("meta"):
-        network = UNet(spatial_dims=2, in_channels=3, out_channels=2)
+        network = UNet(in_channels=3, out_channels=2)
     assert sum(p.numel() for p in network.encoder.parameters()) == 1_967_904
     assert sum(p.numel() for p in network.parameters()) == 3_185_266
 
 
-@pytest.mark.parametrize(("dims", "shape"), [(2, (2, 3, 48, 32)), (3, (2, 3, 16, 32, 16))])
-def test_the_network_is_the_one_described(dims, shape):
-    network = make(spatial_dims=dims, in_channels=3, out_channels=4).double().train()
+def test_the_network_is_the_one_described():
+    network = make(in_channels=3, out_channels=4).double().train()
     for layer in network.modules():
-        if isinstance(layer, NORMS):
+        if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias)
-    image = blurred(*shape).double()
-    deep, penultimate, logits = Reference(network, dims)(image)
-    features = network.features(image)
-    torch.testing.assert_close(features[0], deep, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(features[1], penultimate, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(network(image), logits, rtol=1e-7, atol=1e-9)
+    image = blurred(2, 3, 48, 32).double()
+    for found, expected in zip(levels(network, image), Reference(network)(image), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_the_head_reads_the_penultimate_map_which_has_full_resolution():
+def test_the_classifier_reads_the_penultimate_map_which_has_full_resolution():
     network = make(in_channels=3, width=16).eval()
     image = blurred(2, 3, 50, 37)
     with torch.no_grad():
-        deep, penultimate = network.features(image)
+        deep, penultimate, logits = levels(network, image)
         assert deep.shape == (2, 256, 4, 3) and penultimate.shape == (2, 32, 50, 37)
         assert penultimate.min() == 0 and penultimate.max() > 0
-        torch.testing.assert_close(network(image), network.head(penultimate), rtol=0, atol=0)
+        torch.testing.assert_close(network.classifier(penultimate), logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
-@pytest.mark.parametrize("size", [(1, 1), (3, 70), (16, 16), (17, 33), (32, 32), (1, 1, 1), (5, 18, 16)])
-def test_any_size_comes_back_with_finite_gradients(size, norm):
-    network = make(spatial_dims=len(size), out_channels=3, norm=norm).train()
+@pytest.mark.parametrize("size", [(1, 1), (3, 70), (16, 16), (17, 33), (32, 32)])
+def test_any_size_comes_back_with_finite_gradients(size):
+    network = make(out_channels=3).train()
     logits = network(blurred(1, 1, *size))
     assert logits.shape == (1, 3, *size)
     logits.square().sum().backward()
@@ -114,26 +109,22 @@ def test_padding_does_not_change_the_middle_of_an_image():
     assert not torch.allclose(part[..., -1, -1], whole[..., 314, 310], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("dims", "norm", "sizes"), [
-    (2, "batch", [(48, 32), (50, 37)]), (2, "group", [(48, 32), (9, 9)]), (3, "instance", [(16, 32, 16), (5, 18, 20)]),
-])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
-def test_script_equals_eager(dims, norm, sizes):
-    network = make(spatial_dims=dims, norm=norm).eval()
+def test_script_equals_eager():
+    network = make().eval()
     scripted = torch.jit.script(network)
-    for size in sizes:
+    for size in ((48, 32), (50, 37), (9, 9)):
         image = blurred(2, 1, *size)
         with torch.no_grad():
             torch.testing.assert_close(scripted(image), network(image), rtol=1e-5, atol=1e-5)
     with pytest.raises(torch.jit.Error, match="expected an image"):
-        scripted(torch.zeros(1, 3, *sizes[0]))
+        scripted(torch.zeros(1, 3, 48, 32))
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
-def test_first_weights(norm):
-    network = make(width=16, norm=norm)
-    convs = [m for m in network.modules() if isinstance(m, CONVS)]
-    norms = [m for m in network.modules() if isinstance(m, (*NORMS, nn.InstanceNorm2d, nn.GroupNorm))]
+def test_first_weights():
+    network = make(width=16)
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(convs) == 15 + 11 + 1 and len(norms) == 15 + 11
     for conv in convs:
         assert conv.bias is not None
@@ -143,16 +134,10 @@ def test_first_weights(norm):
     assert all(layer.weight.eq(1).all() and layer.bias.eq(0).all() for layer in norms)
 
 
-def test_norms_by_group_and_instance_see_one_image():
-    for norm in ("group", "instance"):
-        network, image = make(norm=norm).double(), blurred(3, 1, 32, 32).double()
-        torch.testing.assert_close(network.train()(image)[:1], network.eval()(image[:1]))
-
-
 def test_encoder_and_decoder_stand_alone():
-    maps = Encoder(2, 1, 4)(blurred(2, 1, 32, 48))
+    maps = Encoder(1, 4)(blurred(2, 1, 32, 48))
     assert [tuple(m.shape[1:]) for m in maps] == [(4 * 2**i, 32 // 2**i, 48 // 2**i) for i in range(5)]
-    assert Decoder(2, 4)(maps).shape == (2, 8, 32, 48)
+    assert Decoder(4)(maps).shape == (2, 8, 32, 48)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32), (1, 4, 32, 32), (3, 32, 32), (1, 3, 32, 32, 32)])
@@ -160,9 +145,3 @@ def test_an_image_of_another_shape_is_refused_with_what_was_expected(shape):
     with pytest.raises(ValueError, match=r"expected an image \(B, 3, \*spatial\) with 2 spatial axes") as error:
         make(in_channels=3)(torch.zeros(shape))
     assert str(list(shape)) in str(error.value)
-
-
-@pytest.mark.parametrize("options", [{"norm": "layer"}, {"spatial_dims": 1}])
-def test_bad_options_are_refused(options):
-    with pytest.raises(ValueError, match="spatial_dims must be 2 or 3 and norm one of"):
-        make(**options)

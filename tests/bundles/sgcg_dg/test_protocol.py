@@ -5,20 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from sgcg_dg.protocol import (
-    Protocol,
-    batch_norm,
-    largest_and_filled,
-    mean_masks,
-    predict,
-    published_slices,
-    threshold,
-    to_masks,
-    together,
-)
+from common.data import cleanup
+from sgcg_dg.protocol import Protocol, batch_norm, mean_masks, predict, published_slices, to_masks, together
 from sgcg_dg.regions import Regions
 
 CPU = torch.device("cpu")
+ALL = cleanup([])  # every pixel stays
 
 
 @pytest.fixture
@@ -37,7 +29,7 @@ def photographs(count, size=(16, 16)):
     return [{"image": torch.rand(3, *size) * (1 + i) / count} for i in range(count)]
 
 
-def volume(depth, size=(16, 16)):
+def scan(depth, size=(16, 16)):
     return {"image": torch.rand(3, *size, depth)}
 
 
@@ -47,7 +39,7 @@ def volume(depth, size=(16, 16)):
 def test_statistics_of_the_images_at_hand_leave_the_network_as_it_was(network):
     cases, before = photographs(5), copy.deepcopy(network.state_dict())
     with torch.no_grad():
-        found = torch.stack(predict(network, cases, 2, "batch", CPU))
+        found = torch.stack(predict(network, cases, "batch", CPU))
         expected = copy.deepcopy(network).train()(torch.stack([case["image"] for case in cases]))
         running = copy.deepcopy(network).eval()(torch.stack([case["image"] for case in cases]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
@@ -60,9 +52,9 @@ def test_statistics_of_the_images_at_hand_leave_the_network_as_it_was(network):
 def test_running_averages_do_not_see_the_other_images(network):
     cases, before = photographs(5), copy.deepcopy(network.state_dict())
     with torch.no_grad():
-        found = torch.stack(predict(network, cases, 2, "eval", CPU))
-        alone = torch.cat([torch.stack(predict(network, [case], 2, "eval", CPU)) for case in cases])
-        transductive = predict(network, cases[:1], 2, "batch", CPU)[0] - predict(network, cases, 2, "batch", CPU)[0]
+        found = torch.stack(predict(network, cases, "eval", CPU))
+        alone = torch.cat([torch.stack(predict(network, [case], "eval", CPU)) for case in cases])
+        transductive = predict(network, cases[:1], "batch", CPU)[0] - predict(network, cases, "batch", CPU)[0]
     torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
     assert transductive.abs().max() > 0.1  # as it should be: the difference between the two columns
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
@@ -87,24 +79,23 @@ def test_an_error_leaves_the_network_as_it_was_too(network):
 )
 def test_groups_of_images_are_nearly_equal(count, sizes):
     cases = photographs(count)
-    groups = list(together(cases, 2))
+    groups = list(together(cases))
     assert [len(group) for group in groups] == sizes
     assert all(one is other for one, other in zip((c for g in groups for c in g), cases, strict=True))
 
 
-def test_a_volume_is_a_group_of_its_own():
-    cases = [volume(3), *photographs(2), volume(5)]
-    assert [list(map(id, group)) for group in together(cases, 2)] == [[id(c) for c in cases[1:3]], [id(cases[0])],
+def test_a_scan_is_a_group_of_its_own():
+    cases = [scan(3), *photographs(2), scan(5)]
+    assert [list(map(id, group)) for group in together(cases)] == [[id(c) for c in cases[1:3]], [id(cases[0])],
                                                                       [id(cases[3])]]  # fmt: skip
-    assert [len(group) for group in together([volume(3), volume(4)], 3)] == [2]  # whole volumes are single images
 
 
 @pytest.mark.parametrize(("depth", "sizes"), [(3, [3]), (9, [5, 4]), (17, [6, 6, 5])])
-def test_slices_of_a_volume_go_in_nearly_equal_chunks(network, depth, sizes):
-    seen, case = [], volume(depth)
+def test_slices_of_a_scan_go_in_nearly_equal_chunks(network, depth, sizes):
+    seen, case = [], scan(depth)
     hook = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        (found,) = predict(network, [case], 2, "eval", CPU)
+        (found,) = predict(network, [case], "eval", CPU)
     hook.remove()
     assert [len(images) for images in seen] == sizes and found.shape == (2, 16, 16, depth)
     with torch.no_grad():
@@ -112,15 +103,6 @@ def test_slices_of_a_volume_go_in_nearly_equal_chunks(network, depth, sizes):
             torch.testing.assert_close(torch.cat(seen)[z], case["image"][..., z])
             expected = network.eval()(case["image"][None, ..., z])[0]
             torch.testing.assert_close(found[..., z], expected, rtol=0, atol=1e-5)
-
-
-def test_whole_volumes(make_network):
-    network, cases = make_network(spatial_dims=3, in_channels=1).eval(), [{"image": torch.rand(1, 16, 16, 16)}] * 2
-    with torch.no_grad():
-        found = predict(network, cases, 3, "eval", CPU)
-        expected = network(cases[0]["image"][None])[0]
-    assert len(found) == 2 and found[0].shape == (2, 16, 16, 16)
-    torch.testing.assert_close(found[1], expected, rtol=0, atol=1e-5)
 
 
 # --- from logits to masks ---
@@ -132,17 +114,9 @@ def case_of(*size, label=None):
 
 def test_thresholds():
     """Of the probability, strictly; ln 3 is three quarters."""
-    logits = torch.tensor([-1.0, 0.0, 0.1, np.log(3) - 1e-3, np.log(3) + 1e-3]).view(1, 1, 5)
-    assert threshold(logits, Protocol()).flatten().tolist() == [False, False, True, True, True]
-    assert threshold(logits, Protocol(threshold=0.75)).flatten().tolist() == [False] * 4 + [True]
-
-
-def test_a_softmax_takes_the_highest_channel():
-    logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, 1.0], [2.0, 0.0, 4.0]])[..., None]
-    assert threshold(logits, Protocol(head="softmax"))[..., 0].tolist() == [[False, True, False], [False, False, True]]
-    volume = logits[..., None].expand(3, 3, 2, 4)
-    assert torch.equal(threshold(volume, Protocol(head="softmax"))[:, :, 0, 3],
-                       threshold(logits, Protocol(head="softmax"))[..., 0])  # fmt: skip
+    logits, case = torch.tensor([-1.0, 0.0, 0.1, np.log(3) - 1e-3, np.log(3) + 1e-3]).view(1, 1, 5), case_of(1, 5)
+    assert to_masks(logits, case, Protocol(), ALL).flatten().tolist() == [False, False, True, True, True]
+    assert to_masks(logits, case, Protocol(threshold=0.75), ALL).flatten().tolist() == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("size", [(40, 24), (40, 24, 6)])
@@ -150,7 +124,7 @@ def test_masks_lie_on_the_grid_of_the_case(size):
     """Logits are enlarged before the threshold: an edge lies where they cross it."""
     ramp = torch.linspace(-1, 1, 10).view(1, 10, *[1] * (len(size) - 1)).expand(2, 10, 6, *[6] * (len(size) - 2))
     logits = torch.stack([ramp[0], -ramp[1] + 0.5])
-    masks = to_masks(logits, case_of(*size), Protocol(largest_component=False))
+    masks = to_masks(logits, case_of(*size), Protocol(), ALL)
     assert masks.dtype == bool and masks.shape == (2, *size)
     rows = masks.reshape(2, 40, -1)
     assert (rows == rows[..., :1]).all()
@@ -163,31 +137,31 @@ def picture(*rows):
     return np.array([[letter == "#" for letter in row] for row in rows])
 
 
-def test_the_largest_component_without_holes():
-    mask = picture("######...",
-                   "#....#..#",
-                   "#.##.#.##",
-                   "#....#...",
-                   "######...")  # fmt: skip
-    expected = np.zeros_like(mask)
-    expected[:, :6] = True
-    assert np.array_equal(largest_and_filled(mask), expected)
-    mask[0, 3] = False  # a hole with a way out is none; what lies in it is another component
-    expected = mask.copy()
-    expected[:, 6:] = expected[2, 2:4] = False
-    assert np.array_equal(largest_and_filled(mask), expected)
-    assert not largest_and_filled(np.zeros((3, 4), bool)).any()
-    solid = np.ones((5, 5, 5), bool)
-    solid[2, 2, 2] = False
-    assert largest_and_filled(solid).all()
+def test_each_region_keeps_its_own_largest_component_without_holes():
+    """A hole with a way out is none; what lies in it is another component."""
+    closed = picture("######...",
+                     "#....#..#",
+                     "#.##.#.##",
+                     "#....#...",
+                     "######...")  # fmt: skip
+    open_ = closed.copy()
+    open_[0, 3] = False
+    logits = torch.from_numpy(np.where([closed, open_[:, ::-1]], 5.0, -5.0)).float()
+    clean, case = cleanup(["largest", "fill_holes"]), case_of(5, 9)
+    found = to_masks(logits, case, Protocol(), clean)
+    whole, ring = np.zeros_like(closed), open_.copy()
+    whole[:, :6] = True
+    ring[:, 6:] = ring[2, 2:4] = False
+    assert found.dtype == bool and np.array_equal(found, np.stack([whole, ring[:, ::-1]]))
+    assert np.array_equal(to_masks(logits, case, Protocol(), ALL), np.stack([closed, open_[:, ::-1]]))
+    assert not to_masks(torch.full((2, 5, 9), -5.0), case, Protocol(), clean).any()
 
 
-def test_each_region_keeps_its_own_largest_component():
-    masks = np.stack([picture("##..#", "##..."), picture("#..##", "....#")])
-    logits, case = torch.from_numpy(np.where(masks, 5.0, -5.0)).float(), case_of(2, 5)
-    found = to_masks(logits, case, Protocol())
-    assert np.array_equal(found, np.stack([picture("##...", "##..."), picture("...##", "....#")]))
-    assert np.array_equal(to_masks(logits, case, Protocol(largest_component=False)), masks)
+def test_holes_of_a_scan_are_filled():
+    solid = torch.full((1, 5, 5, 5), 5.0)
+    solid[0, 2, 2, 2] = -5.0
+    assert to_masks(solid, case_of(5, 5, 5), Protocol(), cleanup(["largest", "fill_holes"])).all()
+    assert to_masks(solid, case_of(5, 5, 5), Protocol(), ALL).sum() == 124
 
 
 # --- the slices of the published protocol ---
@@ -204,8 +178,8 @@ def test_published_slices(depth, count):
 @pytest.mark.parametrize("depth", [15, 20, 23])
 def test_slices_that_the_published_loop_leaves_out_are_empty(depth):
     logits, case = torch.full((2, 4, 4, depth), 5.0), case_of(4, 4, depth)
-    assert to_masks(logits, case, Protocol()).all()
-    masks = to_masks(logits, case, Protocol(all_slices=False))
+    assert to_masks(logits, case, Protocol(), ALL).all()
+    masks = to_masks(logits, case, Protocol(all_slices=False), ALL)
     kept = masks.all((0, 1, 2))
     assert kept.tolist() == [0 < z <= {15: 8, 20: 16, 23: 16}[depth] for z in range(depth)]
     assert np.array_equal(masks.any((0, 1, 2)), kept)
@@ -214,12 +188,12 @@ def test_slices_that_the_published_loop_leaves_out_are_empty(depth):
 def test_slices_without_truth_are_empty_when_asked():
     label = torch.zeros(4, 4, 5, dtype=torch.uint8)
     label[2, 1, 1], label[0, 3, 3] = 2, 1
-    logits, asked = torch.full((2, 4, 4, 5), 5.0), Protocol(skip_empty=True, largest_component=False)
-    masks = to_masks(logits, case_of(label=label), asked)
+    logits, asked = torch.full((2, 4, 4, 5), 5.0), Protocol(skip_empty=True)
+    masks = to_masks(logits, case_of(label=label), asked, ALL)
     assert masks.all((0, 1, 2)).tolist() == masks.any((0, 1, 2)).tolist() == [False, True, False, True, False]
-    both = Protocol(skip_empty=True, all_slices=False, largest_component=False)
-    assert not to_masks(logits, case_of(label=label), both).any()  # five slices: none of a batch
-    photograph = to_masks(torch.full((2, 4, 5), 5.0), case_of(4, 5), both)
+    both = Protocol(skip_empty=True, all_slices=False)
+    assert not to_masks(logits, case_of(label=label), both, ALL).any()  # five slices: none of a batch
+    photograph = to_masks(torch.full((2, 4, 5), 5.0), case_of(4, 5), both, ALL)
     assert photograph.all()  # both are about slices
 
 
