@@ -13,13 +13,6 @@ CLASS = "class"  # the key of a description that names the class
 _CLASSES: dict[str, type] = {}
 
 
-class _MadeWith:
-    """The arguments of one object, out of sight of TorchScript, which would compile a plain dictionary."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-
-
 def described(leave_out: Sequence[str] = ()) -> Callable[[type], type]:
     """Class decorator: an object remembers the arguments it was made with, and :func:`rebuild` may make another.
 
@@ -40,10 +33,11 @@ def described(leave_out: Sequence[str] = ()) -> Callable[[type], type]:
                 bound.apply_defaults()
                 _, *arguments = bound.arguments.items()
                 kept = {name: value for name, value in arguments if name not in leave_out}
-                object.__setattr__(self, "_made_with", _MadeWith(kept))
+                object.__setattr__(self, "_made_with", kept)
             original(self, *args, **kwargs)
 
         cls.__init__ = __init__
+        cls.__jit_ignored_attributes__ = ["_made_with"]  # TorchScript would compile it, and fails at networks in it
         cls._left_out = tuple(leave_out)
         _CLASSES[_name(cls)] = cls
         return cls
@@ -61,8 +55,8 @@ def describe(thing: Any, strict: bool = True) -> Any:
         TypeError: strict, and there is an object of a class that is not described.
     """
     made_with = getattr(thing, "_made_with", None)
-    if isinstance(made_with, _MadeWith):
-        own = {name: describe(value, strict) for name, value in made_with.arguments.items()}
+    if isinstance(made_with, dict):
+        own = {name: describe(value, strict) for name, value in made_with.items()}
         return {CLASS: _name(type(thing)), **own}
     if isinstance(thing, Mapping):
         return {str(key): describe(value, strict) for key, value in thing.items()}
