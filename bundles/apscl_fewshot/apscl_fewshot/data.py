@@ -33,7 +33,7 @@ from .sample import generate_sample_data
 from .superpixels import Superpixels
 
 logger = logging.getLogger(__name__)
-PAIRINGS = ("same_part", "cross_scan", "adjacent", "any")
+PAIRINGS = ("same_part", "any")
 FOLDS = 5
 
 
@@ -193,6 +193,8 @@ def _choose_supports(
     folds: list[list[str]], fold: int, others: list[str], support: str, support_scans: int | None
 ) -> list[str]:
     if support_scans is not None:
+        if support_scans < 1:
+            raise DataError(f"support_scans: expected null or a number from 1 on, found {support_scans}.")
         return [folds[(fold + step) % len(folds)][0] for step in range(1, min(support_scans, len(folds) - 1) + 1)]
     if support == "next_scan":
         return [next((case for case in others if natural_key(case) > natural_key(folds[fold][-1])), others[0])]
@@ -210,9 +212,9 @@ def slices(volume: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(volume).as_subclass(torch.Tensor).permute(3, 0, 1, 2).contiguous()
 
 
-def part_of(z: np.ndarray | int, first: int, last: int, parts: int = 3) -> Any:
-    """The part 0..parts-1 of slice ``z`` in an organ from ``first`` to ``last`` (SSL-ALPNet's protocol)."""
-    return np.clip((np.asarray(z) - first) * parts // max(last - first, 1), 0, parts - 1)
+def part_of(z: np.ndarray | int, first: int, last: int) -> Any:
+    """The third 0, 1 or 2 of slice ``z`` in an organ from ``first`` to ``last`` (SSL-ALPNet's protocol)."""
+    return np.clip((np.asarray(z) - first) * 3 // max(last - first, 1), 0, 2)
 
 
 class EpisodeDataset(Dataset):
@@ -230,10 +232,9 @@ class EpisodeDataset(Dataset):
         transform: deterministic transforms, from paths to ``(1, H, W, D)`` image and label.
         novel_labels: ids left out; null leaves out the highest id found.
         episodes: length of an epoch.
-        pairing: support and query slices from the same third of the organ in two scans (``same_part``), from two scans,
-            from adjacent slices of one scan, or any two slices.
+        pairing: support and query slices from the same third of the organ in two scans (``same_part``), or ``any`` two
+            slices.
         min_fg: foreground pixels a slice needs to be drawn.
-        setting: 2 leaves out every slice that shows a novel label.
         augmentation: random dictionary transform of ``image`` and ``mask`` ``(1, H, W)``, applied to each slice.
         flip: mirror support and query together, half of the time.
         superpixels: null trains on base classes alone.
@@ -252,7 +253,6 @@ class EpisodeDataset(Dataset):
         shots: int = 1,
         pairing: str = "same_part",
         min_fg: int = 100,
-        setting: int = 1,
         augmentation: Callable | None = None,
         flip: bool = False,
         superpixels: Superpixels | None = None,
@@ -260,8 +260,8 @@ class EpisodeDataset(Dataset):
         seed: int = 0,
         sample: bool = False,
     ) -> None:
-        if pairing not in PAIRINGS or setting not in (1, 2):
-            raise ValueError(f"pairing must be one of {PAIRINGS}, setting 1 or 2; got {pairing!r}, {setting!r}.")
+        if pairing not in PAIRINGS:
+            raise ValueError(f"pairing: expected one of {', '.join(PAIRINGS)}, found {pairing!r}.")
         refuse_foreign(data, sample)
         self.scans = [
             {
@@ -279,12 +279,12 @@ class EpisodeDataset(Dataset):
         self.table = {
             label: rows
             for label in found
-            if label not in self.novel_labels and len(rows := self._slices_with(label, min_fg, setting)) > shots
+            if label not in self.novel_labels and len(rows := self._slices_with(label, min_fg)) > shots
         }
         rest = [str(label) for label in found if label not in self.table and label not in self.novel_labels]
         if rest:
-            logger.warning("not trained on label %s: no more than %d slices of %d pixels (min_fg)%s.", ", ".join(rest),
-                           shots, min_fg, " that show no novel label (setting 2)" * (setting == 2))  # fmt: skip
+            logger.warning("not trained on label %s: no more than %d slices of %d pixels (min_fg).", ", ".join(rest),
+                           shots, min_fg)  # fmt: skip
         if self.superpixel_share:
             superpixels.fit(self.scans)
         if not self.table and not self.superpixel_share:
@@ -293,7 +293,7 @@ class EpisodeDataset(Dataset):
                 f"more than {shots} slices of {min_fg} pixels; name fewer, lower min_fg, or add superpixels."
             )
 
-    def _slices_with(self, label: int, min_fg: int, setting: int) -> list[tuple[int, int, int]]:
+    def _slices_with(self, label: int, min_fg: int) -> list[tuple[int, int, int]]:
         """(scan, slice, part) of every slice that shows enough of a label."""
         rows = []
         for index, scan in enumerate(self.scans):
@@ -301,10 +301,10 @@ class EpisodeDataset(Dataset):
             if not area.any():
                 continue
             inside = np.flatnonzero(area)
-            for z in np.flatnonzero(area >= max(min_fg, 1)):
-                novel = setting == 2 and bool(np.isin(scan["label"][z].numpy(), self.novel_labels).any())
-                if not novel:
-                    rows.append((index, int(z), int(part_of(z, inside[0], inside[-1]))))
+            rows += [
+                (index, int(z), int(part_of(z, inside[0], inside[-1])))
+                for z in np.flatnonzero(area >= max(min_fg, 1))
+            ]
         return rows
 
     def set_epoch(self, epoch: int) -> None:
@@ -342,13 +342,8 @@ class EpisodeDataset(Dataset):
         query = rows[rng.integers(len(rows))]
         rest = [row for row in rows if row != query]
         other = [row for row in rest if row[0] != query[0]]
-        candidates = {
-            "any": rest,
-            "cross_scan": other,
-            "same_part": [row for row in other if row[2] == query[2]],
-            "adjacent": [row for row in rest if row[0] == query[0] and abs(row[1] - query[1]) == 1],
-        }[self.pairing]
-        # too few of the wanted kind: other scans, then anything but the query itself
+        candidates = rest if self.pairing == "any" else [row for row in other if row[2] == query[2]]
+        # too few of the same part: other scans, then anything but the query itself
         for more in (other, rest):
             if len(candidates) < self.shots:
                 candidates = more
@@ -371,4 +366,3 @@ class EpisodeDataset(Dataset):
             if moved.any():
                 return torch.as_tensor(view["image"]).as_subclass(torch.Tensor), moved
         return image, mask
-

@@ -11,6 +11,7 @@ from apscl_fewshot.network import AnatomicalPrior, FewShotNetwork
 from apscl_fewshot.position import PositionPrior
 from apscl_fewshot.sample import generate_sample_data
 from common.data.write import Case, write_dataset
+from common.description import described
 
 WIDTH, LATENT = 8, 4
 
@@ -20,6 +21,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@described()
 class TinyEncoder(nn.Module):
     """Two strided convolutions: ``(B, 1, H, W)`` to ``(B, 8, H / 4, W / 4)``."""
 
@@ -37,11 +39,11 @@ def make_prior():
     return AnatomicalPrior(block, FeatureEnhancement(WIDTH, LATENT, hidden=16))
 
 
-def make_network(cls=FewShotNetwork, decoder=None, prior=True, position=True, **kwargs):
+def make_network(decoder=None, prior=True, position=True):
     """The whole method at width 8; every call gives the same weights."""
     torch.manual_seed(1)
     parts = {"prior": make_prior() if prior else None, "position": PositionPrior() if position else None}
-    return cls(TinyEncoder(), MutualGuidanceDecoder(WIDTH) if decoder is None else decoder, **parts, **kwargs)
+    return FewShotNetwork(TinyEncoder(), MutualGuidanceDecoder(WIDTH) if decoder is None else decoder, **parts)
 
 
 # what each organ covers of a slice (top, bottom, left, right, in 32nds) and how bright it is
@@ -49,7 +51,7 @@ ORGANS = {1: ((8, 18, 6, 14), 2.0), 2: ((8, 16, 19, 26), 3.0), 3: ((19, 26, 8, 1
 
 
 def make_scan(case="scan", extents=None, depth=9, size=32, native=(40, 36), seed=0):
-    """A scan as :func:`apscl_fewshot.data.load_scan` gives it: a bright body with organs in slices ``extents``.
+    """A scan as :func:`apscl_fewshot.data.as_slices` gives it: a bright body with organs in slices ``extents``.
 
     Args:
         extents: organ to its first and last slice.
@@ -77,7 +79,7 @@ def make_scan(case="scan", extents=None, depth=9, size=32, native=(40, 36), seed
         "affine": np.diag([2.0, 2.0, 5.0, 1.0]),
         "spacing": [2.0, 2.0, 5.0],
         "case": case,
-        "file": f"{case}.nii.gz",
+        "scan": case,
     }
 
 

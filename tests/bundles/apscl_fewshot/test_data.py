@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, Orientationd, Resized
 from PIL import Image
 
-from apscl_fewshot.data import QueryDataset, only_item, part_of, read_datalist, slices, split_scans
+from apscl_fewshot.data import QueryDataset, part_of, read_datalist, slices, split_scans
 from apscl_fewshot.protocol import support_slices
-from common.data import DataError, read_dataset
+from common.data import DataError, Preprocessing, read_dataset
 
+PREPROCESSING = Preprocessing(intensity=[], image_size=[20, 24])
 CASES = [f"case_{i:02d}" for i in range(12)]
 
 
@@ -23,8 +23,12 @@ def names(items):
     return [item["case"] for item in items]
 
 
-def split(folder, fold=0, support="next_scan"):
-    return tuple(names(items) for items in split_scans(read_dataset(folder), fold, support))
+def split(folder, fold=0, support="next_scan", support_scans=None):
+    return tuple(names(items) for items in split_scans(read_dataset(folder), fold, support, support_scans))
+
+
+def read(folder, **options):
+    return read_datalist(str(folder), "/nowhere", PREPROCESSING, **options)
 
 
 def change(folder, tmp_path, **entries):
@@ -48,11 +52,13 @@ def test_folds_are_contiguous_blocks_and_the_next_scan_supports(folder, fold, qu
 
 
 @pytest.mark.parametrize(
-    ("support", "expected"),
-    [("first", [0]), ("last", [11]), ("case_07", [7]), ("1", [6]), ("3", [6, 8, 10]), ("9", [6, 8, 10, 0])],
-)
-def test_choices_of_the_support(folder, support, expected):
-    training, queries, supports = split(folder, 1, support)
+    ("support", "number", "expected"),
+    [("first", None, [0]), ("last", None, [11]), ("case_07", None, [7]), ("next_scan", 1, [6]), ("last", 3, [6, 8, 10]),
+     ("next_scan", 9, [6, 8, 10, 0])],
+)  # fmt: skip
+def test_choices_of_the_support(folder, support, number, expected):
+    """By name, or so many scans, each the first of a fold."""
+    training, queries, supports = split(folder, 1, support, number)
     assert queries == CASES[3:6] and supports == [CASES[i] for i in expected]
     assert sorted(training + queries + supports) == CASES  # each scan has one role
 
@@ -72,7 +78,7 @@ def test_folds_of_dataset_json_come_first(folder, tmp_path):
     changed = change(folder, tmp_path, folds=folds)
     rest = ["case_00", "case_02", "case_03", "case_04", *CASES[7:]]
     assert split(changed, 0) == (rest, folds[0], ["case_06"])
-    assert split(changed, 1, "2")[2] == ["case_03", "case_01"]
+    assert split(changed, 1, support_scans=2)[2] == ["case_03", "case_01"]
     with pytest.raises(DataError, match="12 labelled scans and 3 folds; asked for fold 3"):
         split(changed, 3)
 
@@ -94,8 +100,11 @@ def test_errors_of_the_split(folder, tmp_path):
         split(folder, 5)
     with pytest.raises(DataError, match="asked for fold -1"):
         split(folder, -1)
-    with pytest.raises(DataError, match="support 'case_00': expected next_scan.* outside fold 0: .'case_03'"):
-        split(folder, 0, "case_00")
+    for support in ("case_00", "3"):  # a number is the name of a case, and no case has this one
+        with pytest.raises(DataError, match=f"support '{support}': expected next_scan.* outside fold 0: .'case_03'"):
+            split(folder, 0, support)
+    with pytest.raises(DataError, match="support_scans: expected null or a number from 1 on, found 0"):
+        split(folder, support_scans=0)
     index = json.loads((folder / "dataset.json").read_text())["training"][:2]
     items = [{key: str(folder / item[key]) for key in ("image", "label")} for item in index]
     with pytest.raises(DataError, match="2 labelled scans and 2 folds.*needs a query, a support and at least one scan"):
@@ -114,29 +123,29 @@ def test_no_scan_to_train_on_and_two_of_a_case_are_refused(folder, tmp_path):
 
 def test_the_data_list_names_supports_and_classes(folder):
     labels = {1: "left box", 2: "right box", 3: "low box"}
-    datalist = read_datalist(str(folder), "/nowhere", fold=1, support="2")
+    datalist = read(folder, fold=1, support_scans=2)
     assert datalist["novel_labels"] == {3: "low box"} and datalist["labels"] == labels
     for query in datalist["validation"]:
         assert names(query["support"]) == ["case_06", "case_08"] and query["novel_labels"] == {3: "low box"}
-    assert read_datalist(str(folder), "/nowhere", novel_labels=[2, 1])["novel_labels"] == {2: labels[2], 1: labels[1]}
-    assert read_datalist(str(folder), "/nowhere", novel_labels=2)["novel_labels"] == {2: labels[2]}
+    assert read(folder, novel_labels=[2, 1])["novel_labels"] == {2: labels[2], 1: labels[1]}
+    assert read(folder, novel_labels=2)["novel_labels"] == {2: labels[2]}
     with pytest.raises(DataError, match=r"novel_labels: expected some of .*'low box'.*, found 9, 0$"):
-        read_datalist(str(folder), "/nowhere", novel_labels=[9, 1, 0])
+        read(folder, novel_labels=[9, 1, 0])
     with pytest.raises(DataError, match="no such folder"):
-        read_datalist(str(folder / "missing"), "/nowhere")
+        read(folder / "missing")
 
 
 def test_a_support_without_the_novel_label_is_refused(tmp_path, write_scans):
     folder = write_scans(tmp_path / "set", CASES[:3], extents={1: (1, 7), 3: (3, 5)})
     with pytest.raises(DataError, match=r"support case_01: expected novel label 2 \(right box\), found \(0, 1, 3\)"):
-        read_datalist(str(folder), "/nowhere", novel_labels=[2, 1])
+        read(folder, novel_labels=[2, 1])
     queries = write_scans(tmp_path / "queries", CASES[3:4], extents={1: (1, 7), 2: (2, 6)})
     items = [{key: item[key] for key in ("image", "label")} for item in read_dataset(queries).training]
     apart = change(folder, tmp_path, validation=items)
     write_scans(apart / "support", CASES[4:5], extents={1: (2, 7), 3: (3, 5)})
-    assert names(read_datalist(str(apart), "/nowhere", novel_labels=[1])["validation"][0]["support"]) == CASES[4:5]
+    assert names(read(apart, novel_labels=[1])["validation"][0]["support"]) == CASES[4:5]
     with pytest.raises(DataError, match="support case_04: expected novel label 2"):
-        read_datalist(str(apart), "/nowhere", novel_labels=[2])
+        read(apart, novel_labels=[2])
 
 
 def test_photographs_are_refused(folder, tmp_path, write_scans):
@@ -150,8 +159,8 @@ def test_photographs_are_refused(folder, tmp_path, write_scans):
     (tmp_path / "support").mkdir()
     change(folder, tmp_path / "support", training=[pair])
     for validation in ([pair], scans):  # with the photograph, then with that of the support alone
-        with pytest.raises(DataError, match=r"1 images, such as .*image.png: expected scans \(NIfTI\); photographs"):
-            read_datalist(str(change(folder, tmp_path, validation=validation)), "/nowhere")
+        with pytest.raises(DataError, match=r"1 images, such as .*image.png: expected scans \(NIfTI\), as the prep"):
+            read(change(folder, tmp_path, validation=validation))
 
 
 def test_sample_data_is_made_at_its_place_alone(tmp_path, monkeypatch):
@@ -159,24 +168,23 @@ def test_sample_data_is_made_at_its_place_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("apscl_fewshot.data.generate_sample_data", lambda directory: made.append(directory))
     for place in (tmp_path / "other", tmp_path / "sample_data"):
         with pytest.raises(DataError):
-            read_datalist(str(place), str(tmp_path))
+            read_datalist(str(place), str(tmp_path), PREPROCESSING)
     assert made == [tmp_path / "sample_data"]
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "parts", "expected"),
+    ("first", "last", "expected"),
     [
-        (0, 8, 3, [0, 0, 0, 1, 1, 1, 2, 2, 2]),  # thirds of 8 / 3 slices
-        (10, 16, 3, [0, 0, 1, 1, 2, 2, 2]),
-        (4, 5, 3, [0, 2]),
-        (4, 4, 3, [0]),
-        (2, 6, 1, [0, 0, 0, 0, 0]),
+        (0, 8, [0, 0, 0, 1, 1, 1, 2, 2, 2]),  # thirds of 8 / 3 slices
+        (10, 16, [0, 0, 1, 1, 2, 2, 2]),
+        (4, 5, [0, 2]),
+        (4, 4, [0]),
     ],
 )
-def test_parts_against_lists_made_by_hand(first, last, parts, expected):
-    """floor((z - first) / ((last - first) / parts)), the end of the organ being in the last part."""
-    assert part_of(np.arange(first, last + 1), first, last, parts).tolist() == expected
-    assert [int(part_of(z, first, last, parts)) for z in range(first, last + 1)] == expected
+def test_parts_against_lists_made_by_hand(first, last, expected):
+    """floor((z - first) / ((last - first) / 3)), the end of the organ being in the last part."""
+    assert part_of(np.arange(first, last + 1), first, last).tolist() == expected
+    assert [int(part_of(z, first, last)) for z in range(first, last + 1)] == expected
 
 
 @pytest.mark.parametrize(
@@ -192,17 +200,10 @@ def test_support_slices_against_lists_made_by_hand(count, parts, expected):
     assert support_slices(inside, parts) == [inside[i] for i in expected]
 
 
-TRANSFORM = Compose([
-    LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]),
-    Orientationd(["image", "label"], axcodes="RAS", labels=None), CopyItemsd("image", names="native"),
-    Resized("image", (20, 24, -1), mode="area"),
-])  # fmt: skip
-
-
 def test_queries_come_with_their_supports(folder):
-    data = QueryDataset(read_datalist(str(folder), "/nowhere", fold=0, support="2")["validation"], TRANSFORM)
+    data = QueryDataset(read(folder, fold=0, support_scans=2)["validation"], PREPROCESSING.evaluation())
     assert len(data) == 3
-    item = only_item([data[1]])
+    item = data[1]
     assert item["case"] == "case_01" and names(item["support"]) == ["case_03", "case_06"]
     for scan in (item, *item["support"]):
         assert scan["image"].shape == (9, 1, 20, 24) and scan["label"].shape == (9, 40, 36)
@@ -216,12 +217,12 @@ def test_a_list_of_images_and_labels_alone(folder):
     """What MONAI Label hands over: the first scan supports the others, and the highest label is the class."""
     index = json.loads((folder / "dataset.json").read_text())["training"][:3]
     items = [{key: str(folder / item[key]) for key in ("image", "label")} for item in index]
-    data = QueryDataset(items, TRANSFORM)
+    data = QueryDataset(items, PREPROCESSING.evaluation())
     assert [data[i]["case"] for i in range(len(data))] == ["case_01", "case_02"]
     assert names(data[0]["support"]) == ["case_00"] and data[0]["novel_labels"] == {3: "label 3"}
-    alone = QueryDataset(items[:1], TRANSFORM)
+    alone = QueryDataset(items[:1], PREPROCESSING.evaluation())
     assert len(alone) == 1 and names(alone[0]["support"]) == ["case_00"] == [alone[0]["case"]]
-    assert len(QueryDataset([], TRANSFORM)) == 0
+    assert len(QueryDataset([], PREPROCESSING.evaluation())) == 0
 
 
 def test_slices_are_a_stack():

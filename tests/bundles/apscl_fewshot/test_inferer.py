@@ -7,18 +7,15 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd, Resized
+from monai.transforms import LoadImaged
 
 from apscl_fewshot.decoders import ADNetDecoder, PANetDecoder
 from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer
 from apscl_fewshot.protocol import SupportBank, embed_slices, segment
-from common.data import DataError
-from common.networks.weights import WeightsLoader
+from common.data import DataError, Preprocessing
+from common.engine import WeightsLoader, write_model_record
 
-TRANSFORM = Compose([
-    LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), CopyItemsd("image", names="native"),
-    NormalizeIntensityd("image"), Resized("image", (32, 32, -1), mode="area"),
-])  # fmt: skip
+PREPROCESSING = Preprocessing(image_size=[32, 32])
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +25,12 @@ def folder(tmp_path_factory, write_scans):
 
 @pytest.fixture
 def support(folder):
-    return Support(str(folder), TRANSFORM, [1, 3])
+    return Support(str(folder), PREPROCESSING, [1, 3])
 
 
 @pytest.fixture
 def deployed(make_network, support):
-    return make_network(SupportedNetwork, support=support).eval()
+    return SupportedNetwork(make_network(), support).eval()
 
 
 def test_logits_are_those_of_the_protocol_without_an_oracle(make_network, deployed, support, make_scan):
@@ -58,7 +55,7 @@ def test_logits_are_those_of_the_protocol_without_an_oracle(make_network, deploy
     ],
 )
 def test_the_scripted_network_equals_the_eager_one(make_network, support, tmp_path, options):
-    network = make_network(SupportedNetwork, support=support, **options).eval()
+    network = SupportedNetwork(make_network(**options), support).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(network).save(tmp_path / "model.ts")
@@ -87,7 +84,9 @@ def test_loading_weights_renews_the_bank(make_network, deployed, support, tmp_pa
     deployed.train()
     if handler:  # as inference.json does
         torch.save(other.state_dict(), tmp_path / "model.pt")
-        WeightsLoader(deployed, tmp_path / "model.pt")(Engine(lambda engine, batch: None))
+        model = {"network": other, "preprocessing": PREPROCESSING, "labels": {}}
+        write_model_record(tmp_path / "model.pt", model, "last")
+        WeightsLoader(deployed, tmp_path / "model.pt", model)(Engine(lambda engine, batch: None))
     else:
         deployed.load_state_dict(other.state_dict())
     assert deployed.training and (deployed.bank_prototypes - before).abs().max() > 0.01
@@ -102,21 +101,21 @@ def test_loading_weights_renews_the_bank(make_network, deployed, support, tmp_pa
 def test_the_support(folder, support, tmp_path, monkeypatch):
     assert support.labels == [1, 3] and support.names == {1: "left box", 3: "low box"}
     assert [scan["case"] for scan in support.scans] == ["one", "two"]
-    assert Support(str(folder), TRANSFORM).labels == [1, 2, 3]
+    assert Support(str(folder), PREPROCESSING).labels == [1, 2, 3]
     with pytest.raises(DataError, match=r"has no label \[7\]; it has .*'left box'"):
-        Support(str(folder), TRANSFORM, [1, 7])
+        Support(str(folder), PREPROCESSING, [1, 7])
     made = []
     monkeypatch.setattr("apscl_fewshot.inferer.generate_sample_data", made.append)
     for place in (tmp_path / "support", tmp_path / "sample" / "support"):
         with pytest.raises(DataError):
-            Support(str(place), TRANSFORM, sample_dir=str(tmp_path / "sample"))
+            Support(str(place), PREPROCESSING, sample_dir=str(tmp_path / "sample"))
     assert made == [str(tmp_path / "sample")]
 
 
 def test_a_support_scan_without_a_class_is_named(make_network, tmp_path, write_scans):
-    bare = Support(str(write_scans(tmp_path / "set", ["bare"], extents={1: (1, 7)})), TRANSFORM, [1, 2])
+    bare = Support(str(write_scans(tmp_path / "set", ["bare"], extents={1: (1, 7)})), PREPROCESSING, [1, 2])
     with pytest.raises(DataError, match=r"bare: expected label 2 in the support mask, found \[0, 1\]"):
-        make_network(SupportedNetwork, support=bare)
+        SupportedNetwork(make_network(), bare)
 
 
 @pytest.mark.parametrize(("spacing", "fits"), [(2.1, True), (1.9, True), (2.3, False), (1.0, False)])
@@ -128,11 +127,11 @@ def test_support_scans_of_another_spacing_are_refused(folder, tmp_path, write_sc
         index["training"].insert(0, item)
     (other / "dataset.json").write_text(json.dumps(index))
     if fits:
-        assert len(Support(str(other), TRANSFORM).scans) == 3
+        assert len(Support(str(other), PREPROCESSING).scans) == 3
         return
     expected = rf"three: expected about \[2.0, 2.0\] mm in the plane, as one has; found \[{spacing}"
     with pytest.raises(DataError, match=expected) as error:
-        Support(str(other), TRANSFORM)
+        Support(str(other), PREPROCESSING)
     assert "two:" not in str(error.value)
 
 

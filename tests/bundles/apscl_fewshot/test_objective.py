@@ -55,7 +55,7 @@ def cross_entropy(logits, masks, background=1.0):
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.1, 0.07, 0.3)])
 def test_the_loss_is_the_weighted_sum_of_its_terms(make_network, batch, weights):
     names = ("kl_weight", "scl_weight", "align_weight")
-    _, terms = whole(**dict(zip(names, weights, strict=True)))(make_network().train(), batch)
+    _, terms = whole(**dict(zip(names, weights, strict=True)))(make_network().train(), batch, 0)
     assert set(terms) == {"loss", "ce", "kl", "scl", "align", "sigma", "active_latents"}
     parts = zip(weights, ("kl", "scl", "align"), strict=True)
     expected = terms["ce"] + sum(weight * terms[name] for weight, name in parts)
@@ -65,26 +65,26 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(make_network, batch, weights)
 
 
 def test_parts_that_are_null_leave_their_terms_out(make_network, batch):
-    logits, terms = Objective()(make_network(prior=False).train(), batch)
+    logits, terms = Objective()(make_network(prior=False).train(), batch, 0)
     assert set(terms) == {"loss", "ce"} and terms["loss"] == terms["ce"] and logits.shape == (2, 2, 32, 32)
 
 
 def test_adnets_threshold_term_is_part_of_the_loss(make_network, batch):
     decoder = ADNetDecoder(threshold=-8.0)
-    _, terms = Objective(ce_bg_weight=0.1)(make_network(decoder=decoder, prior=False).train(), batch)
+    _, terms = Objective(ce_bg_weight=0.1)(make_network(decoder=decoder, prior=False).train(), batch, 0)
     torch.testing.assert_close(terms["loss"], terms["ce"] - 8 / 20)
 
 
 @pytest.mark.parametrize("background", [1.0, 0.1])
 def test_cross_entropy_of_the_queries(make_network, batch, background):
-    logits, terms = Objective(ce_bg_weight=background)(make_network(prior=False).train(), batch)
+    logits, terms = Objective(ce_bg_weight=background)(make_network(prior=False).train(), batch, 0)
     expected = cross_entropy(logits.detach(), batch["query_mask"], background)
     torch.testing.assert_close(terms["ce"].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_kl_of_the_supports_plus_kl_of_the_queries(make_network, batch):
     network, objective = make_network().train(), whole()
-    _, terms = objective(network, batch)
+    _, terms = objective(network, batch, 0)
     kinds = []
     for images, masks in ((batch["support"].flatten(0, 1), batch["support_mask"].flatten(0, 1)),
                           (batch["query"], batch["query_mask"])):  # fmt: skip
@@ -100,10 +100,10 @@ def test_signs_of_life_of_the_latent(batch):
     objective = whole()
     objective.label_branch.forward = lambda masks: (torch.zeros(8, 4), torch.zeros(8, 4))
     network = Given(torch.zeros(2, 2, 32, 32), torch.randn(8, 8, 8, 8), (mean, logvar + 2 * math.log(3)))
-    _, terms = objective(network, batch)
+    _, terms = objective(network, batch, 0)
     assert terms["active_latents"] == 4 and terms["sigma"].item() == pytest.approx(3)
     network.answer = (*network.answer[:2], (mean, logvar))
-    assert objective(network, batch)[1]["active_latents"] == 2
+    assert objective(network, batch, 0)[1]["active_latents"] == 2
 
 
 def naive_contrast(objective, regions):
@@ -138,7 +138,7 @@ def test_contrast_of_regions_same_as_the_naive_loop(batch, empty):
         batch["support_mask"][0, 1], batch["query_mask"][1] = 0, 0
         batch["support_mask"][0, 1, 0, 9, 9] = 1
     features, objective = torch.randn(8, 8, 8, 8), whole(label_branch=None, kl=None)
-    _, terms = objective(Given(torch.zeros(2, 2, 32, 32), features), batch)
+    _, terms = objective(Given(torch.zeros(2, 2, 32, 32), features), batch, 0)
     expected = []
     for i in range(2):
         own, masks = [*range(3 * i, 3 * i + 3), 6 + i], [*batch["support_mask"][i], batch["query_mask"][i]]
@@ -154,14 +154,14 @@ def test_contrast_falls_when_the_foregrounds_are_made_alike(batch):
     values = []
     for foreground in (noise, colour[0] + 0.2 * noise, colour[1] + 0.2 * noise):
         features = torch.where(inside, foreground, colour[1] + 0.2 * noise)
-        values.append(objective(Given(torch.zeros(2, 2, 32, 32), features), batch)[1]["scl"].item())
+        values.append(objective(Given(torch.zeros(2, 2, 32, 32), features), batch, 0)[1]["scl"].item())
     alike, background_like = values[1] < values[0] - 0.1, values[2] > values[1] + 0.1
     assert alike and background_like, values
 
 
 def test_alignment_segments_each_support_from_the_query_as_it_was_predicted(batch):
     features, logits = torch.randn(8, 8, 8, 8), torch.randn(2, 2, 32, 32)
-    _, terms = Objective(align_weight=1.0, ce_bg_weight=0.3)(Given(logits, features, decoder=PANetDecoder()), batch)
+    _, terms = Objective(align_weight=1.0, ce_bg_weight=0.3)(Given(logits, features, decoder=PANetDecoder()), batch, 0)
     losses = []
     for i in range(2):
         predicted = (logits[i, 1] > logits[i, 0]).float()
@@ -180,13 +180,13 @@ def test_a_distributed_wrapper_is_looked_through(make_network, batch):
     wrapper = SimpleNamespace(module=network)
     wrapped = type("Wrapper", (SimpleNamespace,), {"__call__": lambda self, *args: network(*args)})(**vars(wrapper))
     objective = Objective(align_weight=0.5)
-    assert objective(wrapped, batch)[1]["loss"] == objective(network, batch)[1]["loss"]
+    assert objective(wrapped, batch, 0)[1]["loss"] == objective(network, batch, 0)[1]["loss"]
 
 
 def test_every_part_gets_a_gradient(make_network, batch):
     objective = whole(similarity=SpatialSimilarity(8, 6), align_weight=0.1)
     network = make_network().train()
-    objective(network, batch)[1]["loss"].backward()
+    objective(network, batch, 0)[1]["loss"].backward()
     parameters = dict(network.named_parameters()) | dict(objective.named_parameters())
     still = [name for name, p in parameters.items() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not still and all(torch.isfinite(p.grad).all() for p in parameters.values() if p.grad is not None)

@@ -5,6 +5,7 @@ from monai.metrics import DiceMetric
 from torch import nn
 
 from apscl_fewshot.decoders import ADNetDecoder, ALPNetDecoder, PANetDecoder
+from apscl_fewshot.evaluator import FewShotEvaluator
 from apscl_fewshot.protocol import (
     PROTOCOLS,
     SupportBank,
@@ -16,7 +17,6 @@ from apscl_fewshot.protocol import (
     segment,
     slice_key,
 )
-from apscl_fewshot.trainer import FewShotEvaluator, entry_row
 from common.data import DataError
 
 FOUR = {1: (1, 7), 2: (2, 6), 3: (3, 5), 4: (4, 8)}
@@ -69,7 +69,7 @@ def test_several_shots_make_one_code(network, make_scan):
 def test_one_pass_of_the_encoder_serves_all_classes_and_protocols(network, make_scan):
     support, query, seen = make_scan("support", FOUR), make_scan("query", FOUR), []
     network.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    evaluator = FewShotEvaluator(device="cpu", val_data_loader=[], network=network)
+    evaluator = FewShotEvaluator(device="cpu", val_data_loader=[], network=network, model={})
     names = {label: str(label) for label in FOUR}
     entries = evaluator.segment_query({**query, "support": [support], "novel_labels": names}, list(PROTOCOLS)[:1])
     # support slices 2, 4, 6; 2, 4, 6; 3, 4, 5; 4, 6, 8: six different ones
@@ -160,12 +160,12 @@ def test_looks_do_not_depend_on_gain_or_offset():
 def test_dice_of_a_scan_is_that_of_the_whole_volume(network, make_scan, protocol):
     """TP, FP and FN summed over slices, and MONAI's metric on the concatenated slices, say the same."""
     support, query = make_scan("support"), make_scan("query", {1: (0, 5), 3: (2, 7)})
-    evaluator = FewShotEvaluator(device="cpu", val_data_loader=[], network=network)
+    evaluator = FewShotEvaluator(device="cpu", val_data_loader=[], network=network, model={}, distances=False)
     item = {**query, "support": [support], "novel_labels": {1: "one", 3: "three"}}
     for entry in evaluator.segment_query(item, [protocol]):
         predicted, truth = entry["pred"][0] > 0, entry["label"][0] > 0
         tp, fp, fn = (int(x.sum()) for x in (predicted & truth, predicted & ~truth, ~predicted & truth))
-        dice = entry_row(entry, item, distances=False)["dice"]
+        dice = evaluator.entry_row(entry, item)["dice"]
         assert dice == pytest.approx(2 * tp / (2 * tp + fp + fn)) and tp > 0 < fp + fn
         metric = DiceMetric(include_background=True)(predicted[None, None].float(), truth[None, None].float())
         assert dice == pytest.approx(metric.item())

@@ -75,7 +75,7 @@ def test_a_second_fit_reads_the_files(scans, searches, tmp_path):
 
 def test_a_cache_that_is_no_folder_is_named_before_the_search(scans, searches, tmp_path):
     (tmp_path / "eval").touch()
-    with pytest.raises(OSError, match="cache: expected a folder to write into, found a file .* another output_dir"):
+    with pytest.raises(OSError, match="cache: expected a folder to write into, found a file .*choose another folder"):
         make(str(tmp_path / "eval" / "cache")).fit(scans)
     assert not searches
 

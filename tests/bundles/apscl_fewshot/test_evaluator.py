@@ -8,10 +8,10 @@ from ignite.engine import Events
 from monai.handlers import MeanDice, from_engine
 
 from apscl_fewshot.encoder import LightEncoder
+from apscl_fewshot.evaluator import FewShotEvaluator
 from apscl_fewshot.latent import LatentBlock
 from apscl_fewshot.objective import LabelBranch, Objective, SpatialSimilarity
-from apscl_fewshot.trainer import FewShotEvaluator
-from common.engine import ObjectiveTrainer, loss_terms, save_atomic
+from common.engine import ObjectiveTrainer, loss_terms, save_atomic, write_model_record
 from common.losses import GaussianKLLoss, SimilarityContrastiveLoss
 
 EPOCHS = 15
@@ -69,7 +69,17 @@ def queries(make_scan):
 def make_evaluator(network, queries, **options):
     metric = {"val_dice": MeanDice(include_background=True, output_transform=from_engine(["pred", "label"]))}
     return FewShotEvaluator(device=torch.device("cpu"), val_data_loader=queries, network=network,
-                            key_val_metric=metric, **options)  # fmt: skip
+                            model=model_of(network), key_val_metric=metric, **options)  # fmt: skip
+
+
+def model_of(network):
+    return {"network": network, "preprocessing": None, "labels": {1: "box 1", 3: "box 3"}}
+
+
+def save(network, folder, selection="last"):
+    """A model as a training leaves it."""
+    save_atomic(network.state_dict(), folder / "model.pt")
+    write_model_record(folder / "model.pt", model_of(network), selection)
 
 
 def test_validation_segments_every_class_from_every_support(network, queries):
@@ -95,7 +105,7 @@ def test_validation_segments_every_class_from_every_support(network, queries):
 
 
 def test_all_supports_in_one_bank(network, queries):
-    entries = make_evaluator(network, queries, shots=0).segment_query(queries[0], ["ep2", "no_oracle"])
+    entries = make_evaluator(network, queries, pool_supports=True).segment_query(queries[0], ["ep2", "no_oracle"])
     assert [(e["support"], e["protocol"]) for e in entries] == [
         ("left+right", "ep2")] * 2 + [("left+right", "no_oracle")] * 2  # fmt: skip
 
@@ -134,7 +144,7 @@ def read(folder):
 
 def test_the_report_has_cases_a_summary_and_pictures(make_network, network, queries, tmp_path):
     """Of the weights in the file, whatever the network holds."""
-    save_atomic(network.state_dict(), tmp_path / "model.pt")
+    save(network, tmp_path)
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "overlay_of_an_older_run.png").touch()
     other = make_network()
@@ -161,17 +171,17 @@ def test_the_report_has_cases_a_summary_and_pictures(make_network, network, quer
 
 
 def test_a_report_without_distances_leaves_them_empty(network, queries, tmp_path):
-    save_atomic(network.state_dict(), tmp_path / "model.pt")
+    save(network, tmp_path)
     evaluator = make_evaluator(network, queries[:1], protocols=["ep2"], distances=False)
     evaluator.report(str(tmp_path / "model.pt"), str(tmp_path), pictures=0)
     rows = read(tmp_path)
     assert len(rows) == 4 and all(row["dice"] and not row["hd95_mm"] and not row["asd_mm"] for row in rows)
     assert not list(Path(tmp_path).glob("*.png"))
-    evaluator.distances = "voxels"
+    evaluator = make_evaluator(network, queries[:1], protocols=["ep2"], distance_unit="voxels")
     evaluator.report(str(tmp_path / "model.pt"), str(tmp_path), pictures=0)
     assert all(float(row["hd95_voxels"]) > 0 and "hd95_mm" not in row for row in read(tmp_path))
-    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found voxel"):
-        make_evaluator(network, queries[:1], distances="voxel")
+    with pytest.raises(ValueError, match="distance_unit: expected one of mm, voxels, found voxel"):
+        make_evaluator(network, queries[:1], distance_unit="voxel")
 
 
 def test_unknown_protocols_are_refused(network):
