@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 CLASS = "class"  # the key of a description that names the class
 _CLASSES: dict[str, type] = {}
@@ -54,6 +55,8 @@ def describe(thing: Any, strict: bool = True) -> Any:
     Raises:
         TypeError: strict, and there is an object of a class that is not described.
     """
+    if isinstance(thing, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        thing = thing.module  # a run of several GPUs may go on with one
     made_with = getattr(thing, "_made_with", None)
     if isinstance(made_with, dict):
         own = {name: describe(value, strict) for name, value in made_with.items()}

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from common.description import describe
 from common.engine import FullStateCheckpoint, ObjectiveTrainer
+from common.networks import VNet
 from common.semi_supervised import (
     CopyPaste,
     MeanTeacher,
@@ -118,6 +120,13 @@ def test_labels_alone_need_no_teacher():
     for base in (MeanTeacherConsistency(), CopyPaste()):
         with pytest.raises(ValueError, match=f"{type(base).__name__} needs a teacher, found none; set `teacher`"):
             SemiSupervisedObjective(base)
+
+
+def test_the_wrapper_for_several_gpus_leaves_no_trace_in_what_a_resume_compares():
+    students = [student := VNet(2, 1, 3, width=2), nn.DataParallel(student)]
+    one, other = (SemiSupervisedObjective(CopyPaste(), MeanTeacher(each)) for each in students)
+    assert describe(one, strict=False) == describe(other, strict=False)
+    assert describe(one, strict=False)["teacher"]["network"]["width"] == 2
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: network])
