@@ -10,6 +10,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.loss import _Loss
 
+from common.description import described
+
 
 def _check_pixels(features: torch.Tensor, labels: torch.Tensor, num_classes: int, feat_dim: int) -> None:
     if features.ndim != 2 or features.shape[1] != feat_dim or labels.shape != features.shape[:1]:
@@ -21,6 +23,7 @@ def _check_pixels(features: torch.Tensor, labels: torch.Tensor, num_classes: int
         raise ValueError(f"labels must be below {num_classes} (negative: ignored), got {int(labels.max())}.")
 
 
+@described()
 class ClassMemoryBank(nn.Module):
     """The latest ``size`` features of each class, first in, first out.
 
@@ -118,6 +121,7 @@ class _PixelContrast(torch.autograd.Function):
         return grad[:, None] * ctx.saved_tensors[0], None, None, None, None
 
 
+@described(leave_out=["chunk"])
 class BankContrastiveLoss(_Loss):
     r"""Contrast of pixels with the features that a :class:`ClassMemoryBank` holds.
 

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from common.description import described
+
 from .moments import Moments, batch_moments, merge_moments
 
 COVARIANCES = ("full", "diag", "none")
@@ -50,6 +52,7 @@ class GaussianStats:
         return self.cov if self.cov is None or self.cov.ndim == 2 else (self.cov + self.cov.mT) / 2
 
 
+@described()
 class ClassStatistics(nn.Module):
     r"""Online count, mean and biased covariance of the features of each class, for each of several groups.
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch.nn.modules.loss import _Loss
 
+from common.description import described
+
 from .class_statistics import GaussianStats, check_whole
 
 REDUCTIONS = ("pixel", "class", "none")
 
 
+@described(leave_out=["chunk"])
 class GaussianContrastiveLoss(_Loss):
     r"""Pixel-to-class contrast in expectation over Gaussian classes: a closed upper bound.
 
