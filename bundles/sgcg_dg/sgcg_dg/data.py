@@ -164,7 +164,8 @@ class DomainDataset(Dataset):
 
     Args:
         data: items with ``image`` and ``label`` paths and a ``domain``.
-        transform: deterministic, from paths to image ``(C, H, W)`` in 0..1 and label ``(1, H, W)``, of a scan with a third axis.
+        transform: deterministic, from paths to image ``(C, H, W)`` in 0..1 and label ``(1, H, W)``; those of a scan
+            have a third axis.
         augmentation: random dictionary transform of ``image`` and ``label``.
         mix: random dictionary transform of ``image`` with ``partner`` that adds ``image_ram``; null adds nothing.
         sample: the data set is the sample data.
