@@ -71,10 +71,15 @@ class Preprocessing:
 
         Args:
             classes: number of labels with the background, which ``zoom`` asks for.
+
+        Raises:
+            ValueError: there is a ``zoom`` and no ``classes``.
         """
         keys = ["image", "label"]
         steps: list[Transform] = self._load(keys)
         if self.zoom is not None:
+            if classes is None:  # MONAI would make a label of zeros
+                raise ValueError("training: expected the number of classes, which zoom asks for, found none; give it.")
             steps += [
                 AsDiscreted("label", to_onehot=classes, allow_missing_keys=True),
                 ZoomByAread(keys, self.zoom, allow_missing_keys=True),

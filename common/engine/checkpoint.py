@@ -70,9 +70,9 @@ def load_checkpoint(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage shows as IndexError, EOFError, UnpicklingError, RuntimeError, ...
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes): not a readable checkpoint. It is damaged or cut off, or holds more "
-            f"than tensors and plain types. Copy it again, pass another, or delete it. Reader: {_first_line(error)}"
-        ) from error
+            f"{path} ({path.stat().st_size} bytes): not a readable checkpoint ({type(error).__name__}). It is damaged "
+            "or cut off, or holds more than tensors and plain types. Copy it again, pass another, or delete it."
+        ) from None  # torch's text advises to run what is in the file
 
 
 def _foreign(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -92,7 +92,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
