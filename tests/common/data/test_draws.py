@@ -7,7 +7,7 @@ from monai.data import MetaTensor
 from monai.transforms import Flip
 
 from common.data import DataError
-from common.data.draws import drawing, endless, only_item, plain, slices
+from common.data.draws import drawing, endless, plain, slices
 
 
 def test_one_thread_no_metadata_and_back():
@@ -64,8 +64,3 @@ def test_plain_leaves_tensors_alone():
     given = MetaTensor(torch.rand(1, 3), affine=np.eye(4))
     assert type(plain(given)) is torch.Tensor and torch.equal(plain(given), given.as_tensor())
     assert type(plain(np.ones(2))) is torch.Tensor
-
-
-def test_the_only_item():
-    case = {"case": "a"}
-    assert only_item([case]) is case

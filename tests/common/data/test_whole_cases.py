@@ -5,7 +5,6 @@ import torch
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, LoadImaged, Resized
 
 from common.data import Case, write_dataset
-from common.data.draws import only_item
 from common.data.whole_cases import CaseDataset
 
 READ = [LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), CopyItemsd("image", names="native")]
@@ -35,7 +34,7 @@ def test_a_photograph_keeps_its_own_grid(tmp_path):
     items = [{"image": str(folder / f"images/d_{i}.png"), "label": str(folder / f"labels/d_{i}.png"), "case": f"d_{i}",
               "domain": "d"} for i in (1, 2)]  # fmt: skip
     data = CaseDataset(items, Compose([*READ, Resized("image", (16, 16), mode="area")]))
-    case = only_item([data[1]])
+    case = data[1]
     assert len(data) == 2 and (case["case"], case["domain"], case["unit"]) == ("d_2", "d", "px")
     assert case["image"].shape == (3, 16, 16) and type(case["image"]) is torch.Tensor
     assert case["label"].dtype == torch.uint8 and np.array_equal(case["label"].numpy().T, label)
@@ -51,7 +50,7 @@ def test_a_volume_has_millimetres(tmp_path):
     assert np.array_equal(case["native"].numpy()[0], image) and case["image"].dtype == torch.float32
     assert case["spacing"] == [2.0, 3.0, 5.0] and case["unit"] == "mm"
     assert np.array_equal(case["affine"], np.diag([2.0, 3.0, 5.0, 1.0]))
-    assert case["domain"] == "unknown" and case["case"] == item["image"] and case["scan"] == "v"
+    assert case["domain"] == "unknown" and case["case"] == case["scan"] == "v"
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ class ScriptedMetric:
 
 
 METRIC = {1: 0.5, 2: 0.9, 3: 0.6, 4: 0.7}
+MODEL = {"network": "two layers", "preprocessing": None, "labels": {1: "wall"}}
 
 
 def build(
@@ -72,7 +73,7 @@ def build(
         SeedEachEpoch(seed=3),
         LrScheduleHandler(run.schedule, print_lr=False),
         ValidationHandler(interval, run.evaluator),
-        BestModelSaver(run.model, run.network, run.evaluator),
+        BestModelSaver(run.model, run.network, MODEL, run.evaluator),
         *extra,
     ]
     run.loader = DataLoader(run.data, batch_size=2, shuffle=True, num_workers=workers, **options)
@@ -85,3 +86,9 @@ def build(
 @pytest.fixture(name="build")
 def _build():
     return build
+
+
+@pytest.fixture(name="model")
+def _model():
+    """What the model files of the tests say of their model."""
+    return dict(MODEL)

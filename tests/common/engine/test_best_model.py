@@ -2,7 +2,8 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from common.engine import BestModelSaver, load_checkpoint, read_record, read_settings
+from common.engine import BestModelSaver, load_checkpoint, read_model
+from common.networks import VNet
 
 NAN = float("nan")
 
@@ -36,7 +37,7 @@ def test_the_flat_weights_of_the_best_epoch(build, tmp_path, metric, best):
     torch.testing.assert_close(saved, dict(seen[best]), rtol=0, atol=0)
     assert not torch.equal(seen[1]["0.weight"], seen[2]["0.weight"])
     validated = any(value == value for value in metric.values())
-    assert read_record(run.model)["selection"] == ("validation" if validated else "last")
+    assert read_model(run.model)["selection"] == ("validation" if validated else "last")
 
 
 @pytest.mark.parametrize("options", [{"metric": {}}, {"interval": 9}])
@@ -44,12 +45,12 @@ def test_without_any_validation_the_last_weights(build, tmp_path, options, caplo
     run = build(tmp_path, max_epochs=2, **options)
     run.trainer.run()
     torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
-    assert "no validation metric" in caplog.text and read_record(run.model)["selection"] == "last"
+    assert "no validation metric" in caplog.text and read_model(run.model)["selection"] == "last"
 
 
-def test_without_an_evaluator_the_last_weights(build, tmp_path):
+def test_without_an_evaluator_the_last_weights(build, model, tmp_path):
     run = build(tmp_path, max_epochs=1)
-    BestModelSaver(tmp_path / "last.pt", run.network).attach(run.trainer)
+    BestModelSaver(tmp_path / "last.pt", run.network, model).attach(run.trainer)
     run.trainer.run()
     torch.testing.assert_close(load_checkpoint(tmp_path / "last.pt"), dict(run.network.state_dict()), rtol=0, atol=0)
 
@@ -100,31 +101,36 @@ def test_a_resumed_run_whose_best_model_is_gone_leaves_a_model(build, tmp_path, 
     assert "no best model at" in caplog.text
 
 
-def test_a_resumed_run_that_validates_at_last_does_not_keep_a_model_that_no_validation_chose(build, tmp_path, caplog):
+def test_a_resumed_run_that_validates_at_last_does_not_keep_what_no_validation_chose(build, model, tmp_path, caplog):
     first = build(tmp_path, max_epochs=2)
     first.trainer.run()
-    last = BestModelSaver(first.model, first.network, first.evaluator, selection="last")
+    last = BestModelSaver(first.model, first.network, model, first.evaluator, selection="last")
     last.attach(first.trainer)
     first.trainer.fire_event(Events.COMPLETED)
-    assert read_record(first.model)["selection"] == "last"
+    assert read_model(first.model)["selection"] == "last"
     run = build(tmp_path, max_epochs=3, resume=True, metric={3: 0.0})  # below the best of before
     run.trainer.run()
     torch.testing.assert_close(load_checkpoint(run.model), dict(run.network.state_dict()), rtol=0, atol=0)
-    assert read_record(run.model)["selection"] == "last" and "no best model at" in caplog.text
+    assert read_model(run.model)["selection"] == "last" and "no best model at" in caplog.text
 
 
 # --- selection: last ---
 
 
-def keep_last(run, folder):
-    """In the place of the run's own saver of models."""
-    saver = BestModelSaver(folder / "last.pt", run.network, run.evaluator, selection="last")
-    saver.attach(run.trainer)
-    return saver.path
+@pytest.fixture
+def keep_last(model):
+    """A saver in the place of the run's own."""
+
+    def keep(run, folder):
+        saver = BestModelSaver(folder / "last.pt", run.network, model, run.evaluator, selection="last")
+        saver.attach(run.trainer)
+        return saver.path
+
+    return keep
 
 
 @pytest.mark.parametrize("metric", [{1: 0.9, 2: 0.5, 3: 0.1}, {1: NAN, 2: 0.5, 3: NAN}, {}])
-def test_last_weights_whatever_validation_says(build, tmp_path, metric, caplog):
+def test_last_weights_whatever_validation_says(build, keep_last, tmp_path, metric, caplog):
     run = build(tmp_path, max_epochs=3, metric=metric)
     path, seen = keep_last(run, tmp_path), weights_by_epoch(run)
     caplog.clear()
@@ -133,11 +139,11 @@ def test_last_weights_whatever_validation_says(build, tmp_path, metric, caplog):
     run.trainer.run()
     torch.testing.assert_close(load_checkpoint(path), dict(seen[3]), rtol=0, atol=0)
     assert there == [False, False, False]  # nothing that validation may have chosen
-    assert read_record(path)["selection"] == "last"
+    assert read_model(path)["selection"] == "last"
     assert str(path) not in caplog.text  # as asked for: nothing to warn of
 
 
-def test_last_replaces_the_model_of_an_older_run(build, tmp_path):
+def test_last_replaces_the_model_of_an_older_run(build, keep_last, tmp_path):
     run = build(tmp_path, max_epochs=1, metric={1: 0.1})
     (tmp_path / "last.pt").write_bytes(b"another run")
     run.evaluator.state.best_metric_epoch = 1
@@ -146,7 +152,7 @@ def test_last_replaces_the_model_of_an_older_run(build, tmp_path):
     torch.testing.assert_close(load_checkpoint(path), dict(run.network.state_dict()), rtol=0, atol=0)
 
 
-def test_a_resumed_run_with_nothing_left_leaves_the_last_weights(build, tmp_path):
+def test_a_resumed_run_with_nothing_left_leaves_the_last_weights(build, keep_last, tmp_path):
     first = build(tmp_path, max_epochs=2)
     first.trainer.run()
     run = build(tmp_path, max_epochs=2, resume=True)
@@ -157,27 +163,26 @@ def test_a_resumed_run_with_nothing_left_leaves_the_last_weights(build, tmp_path
 
 def test_another_selection_is_refused(tmp_path):
     with pytest.raises(ValueError, match="selection must be one of last, validation, got 'test'"):
-        BestModelSaver(tmp_path / "model.pt", torch.nn.Linear(1, 1), selection="test")
+        BestModelSaver(tmp_path / "model.pt", torch.nn.Linear(1, 1), {}, selection="test")
 
 
 # --- the record beside the model ---
 
 
-def test_settings_lie_beside_the_model(build, tmp_path):
-    settings = {"labels": {1: "wall"}, "zoom": [0.5, 1.0], "norm": None}
+def test_what_the_model_is_lies_beside_it(build, model, tmp_path):
     run = build(tmp_path, max_epochs=1)
-    BestModelSaver(tmp_path / "other.pt", run.network, settings=settings).attach(run.trainer)
+    network = VNet(2, width=2)
+    model |= {"network": network, "patch_size": (8, 8), "cleanup": []}
+    BestModelSaver(tmp_path / "other.pt", run.network, model).attach(run.trainer)
+    network.train()
     run.trainer.run()
-    assert read_settings(tmp_path / "other.pt") == settings | {"labels": {"1": "wall"}}
-    assert read_settings(run.model) == {} and read_record(run.model)["selection"] == "validation"
+    record = read_model(tmp_path / "other.pt")
+    assert (record["labels"], record["patch_size"], record["cleanup"]) == ({1: "wall"}, [8, 8], [])
+    assert record["network"]["class"] == "common.networks.vnet.VNet" and record["network"]["width"] == 2
+    assert read_model(run.model)["network"] == "two layers" and read_model(run.model)["selection"] == "validation"
 
 
-def test_of_a_model_from_elsewhere_nothing_is_known(tmp_path):
-    assert read_record(tmp_path / "model.pt") == {"selection": None, "settings": {}}
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"selection": "last"}', '{"selection": "last", "settings": 3}'])
-def test_a_record_that_is_none_is_refused(tmp_path, text):
-    (tmp_path / "model.json").write_text(text)
-    with pytest.raises(ValueError, match="model.json: expected the `selection` and `settings` of a training, found"):
-        read_record(tmp_path / "model.pt")
+def test_a_network_that_no_file_can_describe_is_refused_before_the_training(model, tmp_path):
+    network = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="found torch.nn.modules.linear.Linear, which a model file cannot hold"):
+        BestModelSaver(tmp_path / "model.pt", network, model | {"network": network})

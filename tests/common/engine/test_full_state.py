@@ -1,10 +1,12 @@
 import logging
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
 
 from common.engine import FullStateCheckpoint, load_checkpoint, save_atomic
+from common.networks import VNet
 
 
 def parts(run):
@@ -101,16 +103,31 @@ def test_other_settings_are_refused(build, tmp_path):
         handler = FullStateCheckpoint(tmp_path / "own.pt", {"network": network}, resume, settings=settings)
         build(tmp_path, max_epochs=1, extra=[handler]).trainer.run()
 
-    run(resume=False, fold=0, size=(8, 8), base=None, old=1)
-    run(size=[8, 8], fold=0, base=None, new=2)
+    run(resume=False, fold=np.int64(0), size=(8, 8), base=None, labels={1: "wall"})
+    told = {"fold": 0, "size": [8, 8], "base": None, "labels": {"1": "wall"}}
+    assert load_checkpoint(tmp_path / "own.pt")["settings"] == told
+    run(size=[8, 8], fold=0, labels={1: "wall"})
     with pytest.raises(ValueError) as error:
-        run(fold=1, size=[8, 8], base="uamt")
+        run(fold=1, size=[8, 9], base="uamt", labels={}, new=2)
     assert str(error.value).startswith(f"{tmp_path / 'own.pt'}: expected the settings of the run that is resumed")
-    assert 'found others: fold was 0 and is now 1; base was null and is now "uamt". Give them' in str(error.value)
-    state = load_checkpoint(tmp_path / "own.pt")
-    assert state.pop("settings") == {"fold": 0, "size": [8, 8], "base": None, "old": 1}
-    save_atomic(state, tmp_path / "own.pt")  # as before there were any
-    run(fold=1)
+    changed = ["fold was 0 and is now 1", "size was [8, 8] and is now [8, 9]", 'base was null and is now "uamt"',
+               'labels.1 was "wall" and is now null', "new was null and is now 2"]  # fmt: skip
+    assert f"found others: {'; '.join(changed)}. Give them as they were" in str(error.value)
+
+
+def test_other_arguments_of_a_part_are_refused_by_their_place(build, tmp_path):
+    def run(resume, width, loss):
+        settings = {"model": {"network": VNet(2, width=width)}, "loss": loss}
+        objects = {"network": torch.nn.Linear(1, 1)}
+        handler = FullStateCheckpoint(tmp_path / "own.pt", objects, resume, settings=settings)
+        build(tmp_path, max_epochs=1, extra=[handler]).trainer.run()
+
+    run(False, 2, torch.nn.MSELoss())
+    run(True, 2, torch.nn.MSELoss())
+    with pytest.raises(ValueError) as error:
+        run(True, 4, torch.nn.L1Loss())
+    assert "found others: model.network.width was 2 and is now 4; loss.class was" in str(error.value)
+    assert '"torch.nn.modules.loss.MSELoss" and is now "torch.nn.modules.loss.L1Loss". Give' in str(error.value)
 
 
 def test_objects_without_state_are_refused(tmp_path):
@@ -171,3 +188,16 @@ def test_a_changed_schedule_length_counts_from_then_on(build, tmp_path, caplog):
         FullStateCheckpoint(tmp_path / "cosine.pt", {"cosine": schedule}, resume).attach(run.trainer)
         run.trainer.run()
     assert "cosine: T_max was 2 and is now 9" in caplog.text and schedule.T_max == 9
+
+
+def test_a_changed_length_of_a_schedule_in_a_chain_counts_too(build, tmp_path, caplog):
+    for resume, length in ((False, 2), (True, 9)):
+        run = build(tmp_path, max_epochs=2 + resume)
+        optimizer = torch.optim.SGD(run.network.parameters(), lr=1.0)
+        parts = [torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=3),
+                 torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=length)]  # fmt: skip
+        chain = torch.optim.lr_scheduler.ChainedScheduler(parts)
+        FullStateCheckpoint(tmp_path / "chain.pt", {"chain": chain}, resume).attach(run.trainer)
+        run.trainer.run()
+    assert "chain: total_iters was 2 and is now 9" in caplog.text and caplog.text.count("total_iters") == 1
+    assert [part.total_iters for part in parts] == [3, 9]

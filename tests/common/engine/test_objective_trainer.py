@@ -10,7 +10,12 @@ from common.engine import ObjectiveTrainer, loss_terms
 class Square(nn.Module):
     """Mean squared error, and the mean prediction as a term for the log alone."""
 
-    def forward(self, network, batch):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def forward(self, network, batch, step):
+        self.steps.append(step)
         found = network(batch["image"])
         error = (found.float() - batch["label"]).square().mean()
         return found, {"loss": 2 * error, "error": error, "mean": found.detach().float().mean()}
@@ -22,35 +27,13 @@ def batch():
     return {"image": torch.randn(4, 3), "label": torch.randn(4, 1), "case": ["a", "b", "c", "d"]}
 
 
-def make(batch, lr=0.1, **options):
+def make(batch, lr=0.1, max_epochs=1, **options):
     torch.manual_seed(1)
     network = nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
-    trainer = ObjectiveTrainer(device=torch.device("cpu"), max_epochs=1, train_data_loader=[batch], network=network,
-                               optimizer=optimizer, loss_function=Square(), **options)  # fmt: skip
+    optimizer, batches = torch.optim.SGD(network.parameters(), lr=lr), batch if isinstance(batch, list) else [batch]
+    trainer = ObjectiveTrainer(device=torch.device("cpu"), max_epochs=max_epochs, train_data_loader=batches,
+                               network=network, optimizer=optimizer, loss_function=Square(), **options)  # fmt: skip
     return trainer, network
-
-
-class Pair(nn.Module):
-    """Two networks that share nothing but the sum of their losses; the second lives in the objective."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(2)
-        self.other = nn.Linear(3, 1)
-
-    def forward(self, network, batch):
-        found, more = network(batch["image"]), self.other(batch["image"])
-        return found, {"loss": (found - batch["label"]).square().mean() + 3 * (more + batch["label"]).square().mean()}
-
-
-def make_pair(batch, **options):
-    torch.manual_seed(1)
-    network, objective = nn.Linear(3, 1), Pair()
-    first, second = torch.optim.SGD(network.parameters(), lr=0.1), torch.optim.SGD(objective.parameters(), lr=0.02)
-    options |= {"network": network, "optimizer": first, "more_optimizers": [second], "loss_function": objective}
-    trainer = ObjectiveTrainer(device=torch.device("cpu"), max_epochs=1, train_data_loader=[batch], **options)
-    return trainer, network, objective.other
 
 
 def vector(network):
@@ -65,6 +48,18 @@ def test_a_step_follows_the_gradient_of_the_loss(batch):
         slope = torch.cat([4 * (residual * batch["image"]).mean(0), 4 * residual.mean(0)])
     trainer.run()
     torch.testing.assert_close(vector(network), before - 0.1 * slope)
+
+
+def test_the_step_is_the_engines_own(batch):
+    """Counted from 0, through the epochs, and from where a resumed run was."""
+    trainer, _ = make([batch, batch, batch], max_epochs=2)
+    trainer.run()
+    assert trainer.loss_function.steps == [0, 1, 2, 3, 4, 5]
+    trainer, _ = make([batch, batch, batch], max_epochs=2)
+    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", 1))
+    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "iteration", 3))
+    trainer.run()
+    assert trainer.loss_function.steps == [3, 4, 5]
 
 
 def test_the_output_has_what_handlers_read(batch):
@@ -122,29 +117,6 @@ def test_handlers_see_monais_events_in_their_order(batch):
     assert seen == list(names)
 
 
-def test_more_optimizers_step_as_well_each_after_its_own_gradient(batch):
-    trainer, network, other = make_pair(batch)
-    other.weight.grad = torch.full_like(other.weight, 100.0)  # old: it does not count
-    expected = []
-    for part, rate, weight, sign in ((network, 0.1, 1, 1), (other, 0.02, 3, -1)):
-        with torch.no_grad():  # by hand: d/dw of weight * mean (xw + b - sign y)^2
-            residual = part(batch["image"]) - sign * batch["label"]
-            slope = 2 * weight * torch.cat([(residual * batch["image"]).mean(0), residual.mean(0)])
-        expected.append(vector(part) - rate * slope)
-    trainer.run()
-    torch.testing.assert_close(vector(network), expected[0])
-    torch.testing.assert_close(vector(other), expected[1])
-
-
-def test_the_gradients_of_each_optimizer_are_clipped_by_themselves(batch):
-    """A steep loss of one network must not shorten the step of the other."""
-    trainer, network, other = make_pair(batch, grad_clip=0.01)
-    before = vector(network), vector(other)
-    trainer.run()
-    assert (vector(network) - before[0]).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
-    assert (vector(other) - before[1]).norm().item() == pytest.approx(0.02 * 0.01, rel=1e-3)
-
-
 def test_the_gradients_of_each_group_are_clipped_by_themselves(batch):
     trainer, network = make(batch, lr=1.0, grad_clip=0.01)
     trainer.optimizer.param_groups[0]["params"] = [network.weight]
@@ -153,12 +125,6 @@ def test_the_gradients_of_each_group_are_clipped_by_themselves(batch):
     trainer.run()
     for old, new in zip(before, (network.weight, network.bias), strict=True):
         assert (new - old).norm().item() == pytest.approx(0.01, rel=1e-3)
-
-
-def test_a_parameter_of_two_optimizers_is_refused(batch):
-    trainer, network = make(batch)
-    with pytest.raises(ValueError, match="1 parameters belong to more than one optimizer"):
-        make(batch, more_optimizers=[torch.optim.SGD([network.bias], lr=1), torch.optim.SGD([network.bias], lr=2)])
 
 
 def test_bfloat16_of_volumes_is_refused_on_a_cpu(batch):

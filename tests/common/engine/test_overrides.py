@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 
-from common.engine import refuse_unknown_keys
+from common.engine.overrides import refuse_unknown_keys
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = {
-    "bundle_root": {"_target_": "common.engine.overrides.refuse_unknown_keys"},
+    "bundle_root": "here",
     "max_epochs": 2,
     "device": "cpu",
     "train": {
@@ -21,7 +21,7 @@ CONFIG = {
         "lists": [{"a": 1}],
     },
     "validate": {"dataset": {"_target_": "builtins.dict", "data": [2]}},
-    "run": ["$@bundle_root", "$@train::trainer"],
+    "run": [{"_target_": "common.engine.start", "folders": []}, "$@train::trainer"],
 }
 
 
@@ -105,7 +105,7 @@ def test_does_nothing_outside_of_run(config):
     workflow.run()
     parser = ConfigParser(ConfigParser.load_config_file(config()))
     parser["unknown"] = 1
-    parser.get_parsed_content("bundle_root")
+    parser.get_parsed_content("run")
 
 
 def test_on_the_command_line_the_text_is_the_last_thing_shown(config):

@@ -26,9 +26,19 @@ def test_a_cpu_needs_units_for_it(capabilities, expected, monkeypatch):
     assert [("float32" in str(warning.message)) for warning in caught] == ([] if expected else [True])
 
 
-def test_a_gpu_and_those_who_do_not_ask_get_what_they_say(monkeypatch):
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda:1")])
+def test_a_gpu_needs_them_too_and_imitating_does_not_count(units, device, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not units}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: units or including_emulation)
+    assert use_bfloat16(True, device) is units
+    said = [str(one.message).partition(" and ")[0] for one in recwarn]
+    assert said == ([] if units else ["amp: this GPU has no units for bfloat16"])
+
+
+def test_who_does_not_ask_gets_none_and_of_other_devices_nothing_is_known(monkeypatch, recwarn):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert use_bfloat16(True, "cuda") and use_bfloat16(True, torch.device("cuda:1"))
-        assert not use_bfloat16(False, "cpu") and not use_bfloat16(False, "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    assert not use_bfloat16(False, "cpu") and not use_bfloat16(False, "cuda") and use_bfloat16(True, "mps")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch
+    assert use_bfloat16(True, "cpu") and not recwarn.list

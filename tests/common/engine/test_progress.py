@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def run_logged(build, tmp_path, caplog):
     def run(**options):
-        handler = ProgressBarHandler(None, tmp_path / "models", tmp_path / "eval")
+        handler = ProgressBarHandler(None, [tmp_path / "models", str(tmp_path / "eval")])
         run = build(tmp_path, extra=[handler], **options)
         handler.evaluator = run.evaluator
         with caplog.at_level(logging.INFO, logger="common.engine.progress"):
@@ -33,7 +33,7 @@ def test_without_a_terminal_ten_lines_and_the_folders(run_logged, tmp_path, monk
     assert re.fullmatch(r" 10 %: epoch 1/10, iteration 4/40, loss \d+\.\d{4}", lines[0])
     assert lines[5].startswith(" 60 %: epoch 6/10, iteration 24/40, loss ")
     assert lines[5].endswith("score 0.0500, best 0.0500 (epoch 5)")
-    assert (weights, reports) == (f"weights: {tmp_path / 'models'}", f"reports: {tmp_path / 'eval'}")
+    assert (weights, reports) == (f"results: {tmp_path / 'models'}", f"results: {tmp_path / 'eval'}")
 
 
 def test_a_resumed_run_logs_from_where_it_was(run_logged, monkeypatch):

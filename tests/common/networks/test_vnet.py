@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from common.networks.vnet import VNet
+from common.networks import VNet, forward_with_features
 
 
 def make(**options):
@@ -29,7 +29,7 @@ class Reference:
 
         self.encoder, self.decoder = pairs(network.encoder), pairs(network.decoder)
         self.downs, self.ups = pairs(network.downs[1:]), pairs(network.ups)
-        self.head = network.head
+        self.classifier = network.classifier
         self.conv, self.up = (F.conv2d, F.conv_transpose2d) if dims == 2 else (F.conv3d, F.conv_transpose3d)
 
     def finish(self, x, norm):
@@ -56,7 +56,7 @@ class Reference:
             ((conv, norm),) = self.ups[level]
             x = self.finish(self.up(x, conv.weight, conv.bias, stride=2), norm) + skips[3 - level]
             x = self.stage(x, self.decoder[level], count)
-        return x, self.conv(x, self.head.weight, self.head.bias)
+        return x, self.conv(x, self.classifier.weight, self.classifier.bias)
 
 
 def hand_count(dims, channels, classes, width):
@@ -91,32 +91,30 @@ def test_the_network_is_the_one_described(dims, shape):
             nn.init.normal_(layer.bias)
     image = noise(*shape).double()
     features, logits = Reference(network, dims)(image)
-    torch.testing.assert_close(network.features(image), features, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(network(image), logits, rtol=1e-7, atol=1e-9)
+    found, inside = forward_with_features(network, image)
+    torch.testing.assert_close(inside, features, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found, logits, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 33), (16, 16), (1, 1, 1), (5, 18, 16)])
 def test_any_size_comes_back_with_finite_gradients(size, norm):
     network = make(spatial_dims=len(size), norm=norm).train()
-    logits = network(noise(1, 1, *size))
-    assert logits.shape == (1, 3, *size) and network.features(noise(1, 1, *size)).shape == (1, 2, *size)
+    logits, features = forward_with_features(network, noise(1, 1, *size))
+    assert logits.shape == (1, 3, *size) and features.shape == (1, 2, *size)
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_head_is_linear_in_the_features(dims):
-    """One matrix product per voxel, on what ``features`` gives and a hook sees."""
+def test_the_classifier_is_linear_in_the_features(dims):
+    """One matrix product per voxel."""
     network, image = make(spatial_dims=dims, width=4).eval(), noise(2, 1, *(19, 16, 5)[:dims])
-    seen = []
-    network.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        logits, features = network(image), network.features(image)
-    assert len(seen) == 1 and torch.equal(seen[0], features) and features.shape[1] == 4 > logits.shape[1]
-    assert features.min() < 0 < features.max()
-    expected = torch.einsum("ka,ba...->bk...", network.head.weight.flatten(1), features)
-    expected += network.head.bias.view(3, *(1,) * dims)
+        logits, features = forward_with_features(network, image)
+    assert features.shape[1] == 4 > logits.shape[1] and features.min() < 0 < features.max()
+    expected = torch.einsum("ka,ba...->bk...", network.classifier.weight.flatten(1), features)
+    expected += network.classifier.bias.view(3, *(1,) * dims)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -124,7 +122,7 @@ def test_dropout_takes_whole_channels_of_the_deepest_and_the_last_map_in_trainin
     network, image = make(width=8, dropout=0.5), noise(4, 1, 32, 32)
     maps = {}
     network.ups[0].register_forward_pre_hook(lambda module, inputs: maps.update(deepest=inputs[0]))
-    network.head.register_forward_pre_hook(lambda module, inputs: maps.update(last=inputs[0]))
+    network.classifier.register_forward_pre_hook(lambda module, inputs: maps.update(last=inputs[0]))
     plain = {}
     network.encoder[-1].register_forward_hook(lambda module, inputs, output: plain.update(deepest=output))
     network.decoder[-1].register_forward_hook(lambda module, inputs, output: plain.update(last=output))
@@ -178,9 +176,8 @@ def test_padding_does_not_change_the_middle_of_an_image():
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32), (1, 4, 32, 32), (3, 32, 32), (1, 3, 32, 32, 32)])
 def test_an_image_of_another_shape_is_refused_with_what_was_expected(shape):
-    for call in (network := make(in_channels=3), network.features):
-        with pytest.raises(ValueError, match=r"expected an image \(B, 3, \*spatial\) with 2 spatial axes"):
-            call(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"expected an image \(B, 3, \*spatial\) with 2 spatial axes"):
+        make(in_channels=3)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("options", [{"norm": "layer"}, {"spatial_dims": 1}])

@@ -101,17 +101,21 @@ def test_pixels_stand_in_the_names_of_the_columns():
 
 def test_distances_in_voxels_know_no_spacing():
     masks = box((2, 2, 2), (3, 3, 3)), box((5, 6, 2), (6, 7, 3))
-    row = score_structure(*masks, (2, 0.5, 3), distances="voxels")
+    row = score_structure(*masks, (2, 0.5, 3), distance_unit="voxels")
     assert row["hd95_voxels"] == row["asd_voxels"] == row["asd_voxels_found_only"] == pytest.approx(5)
     assert not any("_mm" in key for key in row)
     assert row["truth_ml"] == pytest.approx(0.003)
-    missed = score_structure(np.zeros((2, 3, 6)), np.ones((2, 3, 6)), (9, 9, 9), distances="voxels")
+    missed = score_structure(np.zeros((2, 3, 6)), np.ones((2, 3, 6)), (9, 9, 9), distance_unit="voxels")
     assert missed["hd95_voxels"] == missed["asd_voxels"] == 7
-    photograph = score_structure(np.zeros((3, 4)), np.ones((3, 4)), (1, 1), unit="px", distances="voxels")
+    photograph = score_structure(np.zeros((3, 4)), np.ones((3, 4)), (1, 1), unit="px", distance_unit="voxels")
     assert photograph["hd95_voxels"] == 5
     assert "HD95 voxels" in format_table(summarise([{"structure": "x", **row}, {"structure": "x", **missed}]))
-    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found mm"):
-        score_structure(*masks, (1, 1, 1), distances="mm")
+    same = score_structure(*masks, (2, 0.5, 3), distance_unit="mm")
+    assert same == score_structure(*masks, (2, 0.5, 3)) and same["hd95_mm"] == pytest.approx(math.hypot(6, 2))
+    left_out = score_structure(*masks, (1, 1, 1), distances=False, distance_unit="voxels")
+    assert math.isnan(left_out["hd95_voxels"]) and left_out["dice"] == 0
+    with pytest.raises(ValueError, match="distance_unit: expected one of mm, voxels, found px"):
+        score_structure(*masks, (1, 1, 1), distance_unit="px")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -197,13 +201,13 @@ def test_table_of_a_structure_that_is_never_there_and_of_nothing():
 def test_the_table_has_the_unit_of_the_rows(rows):
     maps = [np.zeros((8, 8), dtype=int) for _ in range(2)]
     maps[0][2, 2], maps[1][2, [5, 7]] = 1, 1
-    photographs = case_rows("a", *maps, {1: "disc"}, (1, 1), unit="px", symmetric=False, domain="east")
+    photographs = case_rows("a", *maps, {1: "disc"}, (1, 1), unit="px", domain="east")
     summary = summarise(photographs, by=("domain", "structure"))
-    assert summary[0]["asd_px_mean"] == 3 and photographs[0]["domain"] == "east"
+    assert summary[0]["asd_px_mean"] == pytest.approx((3 + 3 + 5) / 3) and photographs[0]["domain"] == "east"
     lines = format_table(summary).splitlines()
     assert "| HD95 px | HD95 px, found only | ASD px |" in lines[0] and "mm" not in lines[0]
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
-        "east", "disc", "0.000", "0.000", "4.9", "4.9", "3.0", "1", "0", "0", "0"]
+        "east", "disc", "0.000", "0.000", "4.9", "4.9", "3.7", "1", "0", "0", "0"]
     with pytest.raises(ValueError, match="distances in one unit, found mm and px"):
         summarise([*rows, *photographs])
 
