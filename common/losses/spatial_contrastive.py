@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.loss import _Loss
 
+from common.description import described
+
 Projection = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value, each (M, A)
 
 
@@ -36,6 +38,7 @@ def spatial_similarity(first: Projection, second: Projection) -> torch.Tensor:
         return F.cosine_similarity(v1, from_second @ v2).mean() + F.cosine_similarity(v2, from_first @ v1).mean()
 
 
+@described()
 class SimilarityContrastiveLoss(_Loss):
     r"""Supervised contrast over a given matrix of similarities.
 
