@@ -91,7 +91,7 @@ class Tools:
             dataset_dir: the folder that holds dataset.json.
             output: folder of the runs and the table; by default named after the data set in the bundle's eval/compare.
             group: which group of compare.json, such as ablation.
-            variants: some of the group, such as APSCL,PANet; the first is tested against each other.
+            variants: some of the group, such as PANet,ADNet; the first is tested against each other.
             seeds: such as 0,1,2; by default those of compare.json.
             folds: such as 1,2; by default all of the data set.
             labels: such as 1,4; by default each of the data set in turn.

@@ -92,6 +92,9 @@ class SupportedNetwork(FewShotNetwork):
 
     Shape:
         ``(B, C, H, W)`` to logits ``(B, 1 + N, H, W)``: zero for the background, log-odds of each class.
+
+    Raises:
+        ValueError: the decoder's code of a slice has no fixed size, and so no place in a buffer (ALPNet).
     """
 
     def __init__(self, network: FewShotNetwork, support: Support) -> None:
@@ -106,6 +109,11 @@ class SupportedNetwork(FewShotNetwork):
         self.eval()
         bank = SupportBank(self, self.support.scans, self.support.labels, self.support.parts)
         self.train(training)
+        if "prototypes" not in bank.codes[bank.labels[0]][0]:
+            raise ValueError(
+                f"decoder: expected one whose code has a fixed size, found {type(self.decoder).__name__}, which is "
+                "there to be compared in evaluation; run the inference with a model of another decoder."
+            )
         for name in ("prototypes", "guide", "position"):
             rows = [[code.get(name, torch.zeros(0)) for code in bank.codes[label]] for label in bank.labels]
             self.register_buffer(f"bank_{name}", torch.stack([torch.stack(row) for row in rows]), persistent=False)

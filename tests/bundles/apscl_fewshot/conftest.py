@@ -1,8 +1,11 @@
-"""What the tests of the bundle share: an encoder of two convolutions, scans with box-shaped organs, sample data."""
+"""What the tests share: an encoder of two convolutions, scans with box-shaped organs, sample data, tiny trainings."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import run
 from torch import nn
 
 from apscl_fewshot.guidance import MutualGuidanceDecoder
@@ -12,8 +15,13 @@ from apscl_fewshot.position import PositionPrior
 from apscl_fewshot.sample import generate_sample_data
 from common.data.write import Case, write_dataset
 from common.description import described
+from common.engine import load_checkpoint
 
+CONFIGS = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot" / "configs"
 WIDTH, LATENT = 8, 4
+REPORT = {"protocols": ["parts3"], "pictures": 1, "distances": False}
+TINY = {**REPORT, "image_size": [32, 32], "network_def::encoder::feat_dim": 8, "network_def::encoder::width": 8,
+        "train::dataset::min_fg": 4, "iterations_per_epoch": 2, "max_epochs": 4, "val_interval": 2}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +129,45 @@ def network():
 def sample_data(tmp_path_factory):
     """The bundle's own sample data, generated once."""
     return generate_sample_data(tmp_path_factory.mktemp("sample") / "sample_data")
+
+
+def places_of(folder, data):
+    """Where a run reads and writes."""
+    return {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+
+
+def run_tiny_training(folder, data, overlays=(), **overrides):
+    """The full state and the model that it leaves, as tensors and numbers to compare."""
+    files = [str(CONFIGS / f"{name}.json") for name in ("train", *overlays)]
+    run(config_file=files, **{**TINY, **places_of(folder, data), **overrides})
+    state, model = (load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt"))
+    return [{key: value for key, value in state.items() if key != "settings"}, model]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The overrides of a tiny training."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def report():
+    """What a tiny report leaves out, in training and in evaluation."""
+    return dict(REPORT)
+
+
+@pytest.fixture(scope="session")
+def places():
+    return places_of
+
+
+@pytest.fixture(scope="session")
+def train():
+    return run_tiny_training
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, sample_data):
+    """The folder of one run of four epochs, and its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run_tiny_training(folder, sample_data)

@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine
 from monai.transforms import LoadImaged
 
-from apscl_fewshot.decoders import ADNetDecoder, PANetDecoder
+from apscl_fewshot.decoders import ADNetDecoder, ALPNetDecoder, PANetDecoder
 from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer
 from apscl_fewshot.protocol import SupportBank, embed_slices, segment
 from common.data import DataError, Preprocessing
@@ -66,6 +66,11 @@ def test_the_scripted_network_equals_the_eager_one(make_network, support, tmp_pa
             found, expected = loaded(image), network(image)
         assert expected.abs().max() > 1
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_local_prototypes_have_no_place_in_a_bank_of_fixed_size(make_network, support):
+    with pytest.raises(ValueError, match="decoder: expected one whose code has a fixed size, found ALPNetDecoder"):
+        SupportedNetwork(make_network(ALPNetDecoder()), support)
 
 
 def test_the_state_dict_is_that_of_training(make_network, deployed):
