@@ -90,8 +90,13 @@ def test_sections(name):
 
 @pytest.mark.parametrize("config", ["train", "inference", "evaluate", "multi_gpu_train"])
 @pytest.mark.parametrize("name", BUNDLES)
-def test_each_run_begins_with_the_same_step(name, config):
-    assert read(name, config)["run"][0]["_target_"] == "common.engine.start"
+def test_what_comes_first_loads_the_bundle_whatever_folders_are_given(name, config):
+    """`common` and the classes of a model.json are found once the bundle's package is loaded."""
+    content = read(name, config)
+    first = content["run"][0]
+    assert first["_target_"] == "common.engine.start"
+    for part in [first, *([content["trained"]] if "trained" in content else [])]:
+        assert part["_requires_"] == "@bundle_root"
 
 
 @pytest.mark.parametrize("name", BUNDLES)

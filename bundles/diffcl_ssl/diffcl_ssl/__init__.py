@@ -32,4 +32,15 @@ def bundle_root() -> str:
 
 
 # Loaded now: MONAI Label takes the bundle's folder off the path once a task is built.
-from . import data, diffusion, evaluator, inferer, network, objective, peers, propagation, sample  # noqa: E402, F401
+from . import (  # noqa: E402, F401
+    data,
+    diffusion,
+    evaluator,
+    inferer,
+    network,
+    objective,
+    peers,
+    propagation,
+    propagation_loss,
+    sample,
+)
