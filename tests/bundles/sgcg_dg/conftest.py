@@ -1,11 +1,17 @@
-"""What the tests of the bundle share: a narrow U-Net and its objective, photographs of painted discs, sample data."""
+"""What the tests of the bundle share: a narrow U-Net and its objective, photographs of painted discs, tiny runs."""
+
+import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser, run
 from monai.losses import DiceCELoss
 
 from common.data.write import Case, write_dataset
+from common.engine import load_checkpoint
 from common.losses import ClassStatistics, GaussianContrastiveLoss, SymmetricKLLoss
 from sgcg_dg import sample
 from sgcg_dg.network import UNet
@@ -54,7 +60,8 @@ def write_photos(directory, training, validation=None, **options):
             first = before.get(domain, 0) + 1
             for number in range(first, first + count):
                 case = paint(f"{domain}_{number}", **options)
-                yield Case(case.name, case.image, case.label, domain=domain)
+                affine = np.diag([-1.5, -1.5, 4.0, 1.0]) if case.label.ndim == 3 else np.eye(4)  # scans are not in RAS
+                yield Case(case.name, case.image, case.label, affine, domain=domain)
 
     splits = {"training": cases(training, {}), "validation": cases(validation or {}, training)}
     return write_dataset(directory, "discs", {"0": "photograph"}, LABELS, **splits)
@@ -74,6 +81,63 @@ def make_objective(**options):
     parts = {"consistency": SymmetricKLLoss(), "restoration": RestorationDecoder(width=4, domains=3),
              "contrast": make_contrast()}  # fmt: skip
     return GeneralisationObjective(region_loss(), **{**parts, **options}).train()
+
+
+class Bundle:
+    """The bundle's configs, and runs of seconds on 32 x 32 pixels."""
+
+    def __init__(self):
+        self.configs = Path(__file__).resolve().parents[3] / "bundles" / "sgcg_dg" / "configs"
+        self.meta = str(self.configs / "metadata.json")
+        self.sizes = {"image_size": [32, 32], "network_def::width": 4}
+        self.report = {"pictures": 0, "distances": False}
+        self.tiny = {**self.sizes, **self.report, "batch_size": 6, "iterations_per_epoch": 3, "max_epochs": 4,
+                     "val_interval": 2}  # fmt: skip
+
+    def config(self, *names):
+        return [str(self.configs / f"{name}.json") for name in names]
+
+    def read(self, name):
+        return json.loads((self.configs / f"{name}.json").read_text())
+
+    @staticmethod
+    def places(folder, data):
+        """Where a run reads and writes."""
+        return {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+
+    def run(self, configs, **overrides):
+        """With no other overrides than these."""
+        run(config_file=self.config(*configs), **overrides)
+
+    def train(self, folder, data, overlays=(), **overrides):
+        """A tiny training; the full state and the model that it leaves, as tensors and numbers to compare."""
+        self.run(["train", *overlays], **self.tiny | self.places(folder, data) | overrides)
+        state, model = (load_checkpoint(folder / "models" / name) for name in ("checkpoint.pt", "model.pt"))
+        return [{key: value for key, value in state.items() if key != "settings"}, model]
+
+    def evaluate(self, folder, data, **overrides):
+        """With what lies beside the model, and the report of a tiny training."""
+        self.run(["train", "evaluate"], **self.report | self.places(folder, data) | overrides)
+
+    def build(self, folder, data, overlays=(), **overrides):
+        """The parser of a training with these settings, of which parts can be asked for; nothing is trained."""
+        parser = ConfigParser(ConfigParser.load_config_files(self.config("train", *overlays)))
+        parser.update(self.places(folder, data) | overrides)
+        return parser
+
+    @staticmethod
+    def rows(folder):
+        with open(folder / "eval" / "cases.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @staticmethod
+    def summary(folder):
+        return (folder / "eval" / "summary.md").read_text()
+
+
+@pytest.fixture(scope="session")
+def bundle():
+    return Bundle()
 
 
 @pytest.fixture

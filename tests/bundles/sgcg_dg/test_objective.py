@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
+from common.engine import ObjectiveTrainer, loss_terms
 from common.losses import SymmetricKLLoss
 from sgcg_dg.objective import all_levels
 
@@ -173,3 +175,26 @@ def test_levels_of_a_wrapped_network(make_network, batch):
 def test_an_unknown_level_is_refused(make_contrast):
     with pytest.raises(ValueError, match=r"level must be one of \('penultimate', 'deep', 'logits'\), got 'input'"):
         make_contrast(level="input")
+
+
+@pytest.mark.usefixtures("bfloat16_units")
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_repeated_batch_is_learnt_with_all_terms(make_network, make_objective, amp):
+    """All parts of the objective in the trainer of the config."""
+    label = torch.zeros(4, 1, 32, 32, dtype=torch.int64)
+    label[:, 0, 6:24, 8:26], label[:, 0, 10:18, 12:20] = 1, 2
+    image = (0.2 + 0.3 * label + 0.1 * torch.rand(4, 3, 32, 32)).clamp(0, 1)
+    batch = {"image": image, "image_ram": 0.9 * image, "label": label, "domain": torch.tensor([0, 0, 1, 1])}
+    network, seen, objective = make_network(), [], make_objective(log_every=1)
+    parameters = [*network.parameters(), *objective.parameters()]
+    trainer = ObjectiveTrainer(
+        device=torch.device("cpu"), max_epochs=12, train_data_loader=[batch], network=network, loss_function=objective,
+        optimizer=torch.optim.Adam(parameters, lr=0.02), amp=amp,
+    )  # fmt: skip
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(loss_terms(engine.state.output)))
+    trainer.run()
+    assert all(set(terms) == {"loss", "seg", "seg_ram", "kd", "rec", "feat", "pull", "scatter"} for terms in seen)
+    assert all(math.isfinite(value) for terms in seen for value in terms.values())
+    assert seen[-1]["loss"] < 0.7 * seen[0]["loss"] and seen[-1]["seg"] < 0.6 * seen[0]["seg"]
+    assert seen[-1]["rec"] < 0.8 * seen[0]["rec"]
+    assert trainer.state.output["pred"].shape == (4, 2, 32, 32)

@@ -7,38 +7,34 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.handlers import MeanDice, from_engine
-from monai.losses import DiceCELoss
 from torch import nn
 
-from common.data.draws import only_item
-from common.engine import ObjectiveTrainer, loss_terms, save_atomic
-from common.losses import ClassStatistics, GaussianContrastiveLoss, SymmetricKLLoss
+from common.engine import save_atomic, write_model_record
 from common.report import overlay
-from sgcg_dg import trainer as module
+from sgcg_dg import evaluator as module
 from sgcg_dg.data import DomainDataset
-from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, RegionLoss
-from sgcg_dg.restoration import RestorationDecoder
-from sgcg_dg.trainer import DomainEvaluator
+from sgcg_dg.evaluator import DomainEvaluator
 
 REGIONS, LABELS = {"cup": [2], "disc": [1, 2]}, {1: "rim", 2: "cup"}
 CPU = torch.device("cpu")
 SIZE = (12, 16)
+MODEL = {"network": "painted", "preprocessing": "none", "labels": LABELS, "regions": REGIONS, "cleanup": ["largest"],
+         "target_domain": "d", "source_domains": ["a", "b"]}  # fmt: skip
 
 
 class Painted(nn.Module):
     """Cup where the first channel is above one half, disc where the second is: with the norm as a stranger to both."""
 
-    def __init__(self, norm=True):
+    def __init__(self):
         super().__init__()
-        self.encoder = nn.Module()
-        self.encoder.norm = nn.BatchNorm2d(3, affine=False, eps=1e-12) if norm else nn.Identity()
-        self.encoder.forward = lambda image: [self.encoder.norm(image)]
-        self.head = nn.Conv2d(3, 2, 1)
-        self.head.weight.data = 20 * torch.eye(3)[:2, :, None, None]
-        self.head.bias.data.fill_(-10)
+        self.decoder, self.classifier = nn.Module(), nn.Conv2d(3, 2, 1)
+        self.decoder.norm = nn.BatchNorm2d(3, affine=False, eps=1e-12)
+        self.decoder.forward = lambda maps: self.decoder.norm(maps[-1])
+        self.classifier.weight.data = 20 * torch.eye(3)[:2, :, None, None]
+        self.classifier.bias.data.fill_(-10)
 
     def forward(self, image):
-        return self.head(self.encoder(image)[-1])
+        return self.classifier(self.decoder([image]))
 
 
 def label_of(cup, disc, size=SIZE):
@@ -98,18 +94,33 @@ def training_set():
 
 def make_evaluator(cases, network=None, validation=None, **options):
     metric = {"val_dice": MeanDice(include_background=True, output_transform=from_engine(["pred", "label"]))}
-    loader = DataLoader(cases if validation is None else validation, collate_fn=only_item)
+    loader = DataLoader(cases if validation is None else validation, collate_fn=lambda batch: batch[0])
+    given = {"regions": REGIONS, "labels": LABELS, "cleanup": ["largest"], "test": cases, "training": training_set()}
     return DomainEvaluator(
         device=CPU, val_data_loader=loader, network=Painted() if network is None else network, key_val_metric=metric,
-        **{"regions": REGIONS, "labels": LABELS, "test": cases, "training": training_set(), **options},
+        model=MODEL, **given | options,
     )  # fmt: skip
 
 
-def report(folder, evaluator, **options):
-    save_atomic(evaluator.network.state_dict(), folder / "model.pt")
+def save(folder, network, selection="last", **changes):
+    """A trained model."""
+    save_atomic(network.state_dict(), folder / "model.pt")
+    write_model_record(folder / "model.pt", MODEL | changes, selection)
+
+
+def report(folder, evaluator, record=None, **options):
+    save(folder, evaluator.network, **record or {})
     returned = evaluator.report(str(folder / "model.pt"), str(folder / "eval"), **options)
     with open(folder / "eval" / "cases.csv", newline="") as file:
         return returned, list(csv.DictReader(file))
+
+
+def floor_of(folder):
+    """Structure to the Dice of the mean training mask that the summary tells."""
+    lines = (folder / "eval" / "summary.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if "Dice of the mean training mask" in line)
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[first + 2 :]]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
 def dice(predicted, truth):
@@ -173,13 +184,13 @@ def test_a_missed_structure_has_the_distance_that_is_asked_for(cases, tmp_path):
     _, rows = report(tmp_path, evaluator, pictures=0)
     assert all(row["hd95_px"] == row["asd_px"] == row["prior_asd_px"] == "" for row in rows)
     assert any(row["dice"] for row in rows)
-    evaluator.distances = "voxels"
+    evaluator.distances, evaluator.distance_unit = True, "voxels"
     _, rows = report(tmp_path, evaluator, pictures=0)
     in_voxels = {row["case"]: row for row in rows if row["structure"] == "cup"}
     assert [float(in_voxels["missed"][name]) for name in ("hd95_voxels", "asd_voxels")] == [100, 100]
     assert in_voxels["moved"]["prior_hd95_voxels"] == cups["moved"]["prior_hd95_px"]
-    with pytest.raises(ValueError, match="distances: expected True, voxels or False, found voxel"):
-        make_evaluator(cases, distances="voxel")
+    with pytest.raises(ValueError, match="distance_unit: expected one of mm, voxels, found voxel"):
+        make_evaluator(cases, distance_unit="voxel")
 
 
 def test_the_floor_has_the_same_protocol(cases, tmp_path):
@@ -191,7 +202,7 @@ def test_the_floor_has_the_same_protocol(cases, tmp_path):
     cups = {row["case"]: row for row in rows if row["structure"] == "cup"}
     assert [float(cups["found"][name]) for name in ("prior_dice", "prior_hd95_px", "prior_asd_px")] == [0, 100, 100]
     assert not cups["extra one"]["prior_dice"]  # nothing to find and nothing found
-    assert "| cup | 0.000 |" in (tmp_path / "eval" / "summary.md").read_text()
+    assert floor_of(tmp_path)["cup"] == "0.000"
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -220,10 +231,9 @@ def test_the_floor_is_the_mean_training_mask(cases, tmp_path):
             row = next(r for r in rows if (r["case"], r["structure"]) == (case["case"], region))
             assert float(row["prior_dice"]) == pytest.approx(dice(own[k], masks_of(case["label"])[k]), rel=1e-5)
             assert float(row["prior_hd95_px"]) >= float(row["prior_asd_px"]) >= 0
-    summary = (tmp_path / "eval" / "summary.md").read_text()
     for region in REGIONS:
         values = [float(row["prior_dice"]) for row in rows if row["structure"] == region and row["status"] != "absent"]
-        assert f"| {region} | {np.mean(values):.3f} |" in summary
+        assert floor_of(tmp_path)[region] == f"{np.mean(values):.3f}"
 
 
 def scatter_of(domains):
@@ -289,22 +299,32 @@ def test_pictures_of_the_first_cases_replace_older_ones(cases, tmp_path, monkeyp
 
 def test_the_report_is_of_the_weights_in_the_file(cases, tmp_path):
     network = Painted()
-    save_atomic(network.state_dict(), tmp_path / "best.pt")
-    network.head.bias.data.fill_(-100)  # finds nothing
-    rows = make_evaluator(cases, network).report(str(tmp_path / "best.pt"), str(tmp_path), pictures=0)
+    save(tmp_path, network)
+    network.classifier.bias.data.fill_(-100)  # finds nothing
+    rows = make_evaluator(cases, network).report(str(tmp_path / "model.pt"), str(tmp_path), pictures=0)
     assert next(row for row in rows if row["structure"] == "disc")["status"] == "ok"
     summary = (tmp_path / "summary.md").read_text()
     assert all(text in summary for text in ("| domain", "| bn", "HD95 px", "ASD px", "batch", "eval", "missed"))
     assert "Dice of the mean training mask" in summary
 
 
-def test_networks_without_batch_norm_have_one_column(cases, tmp_path, make_network):
-    for network in (Painted(norm=False), make_network(norm="instance")):
-        _, rows = report(tmp_path, make_evaluator(cases, network, distances=False), pictures=0)
-        assert {row["bn"] for row in rows} == {"eval"} and len(rows) == 9
+def test_the_columns_are_chosen_by_name(cases, tmp_path):
+    _, rows = report(tmp_path, make_evaluator(cases, batch_norms="batch", distances=False), pictures=0)  # as typed
+    assert {row["bn"] for row in rows[:-1]} == {"batch"} and len(rows) == 9 and rows[-1]["bn"] == "eval"
     with pytest.raises(ValueError, match=r"unknown batch norms \['train'\]; there are \['eval', 'batch'\]"):
         make_evaluator(cases, batch_norms=["eval", "train"])
-    assert make_evaluator(cases, batch_norms="batch").batch_norms == ["batch"]
+
+
+def test_strays_count_or_not_as_asked(cases, tmp_path):
+    truth = cases[0]["label"]
+    stray = truth.clone()
+    stray[0, 15] = 1
+    sizes = {}
+    for steps in ((), ("largest",)):
+        evaluator = make_evaluator([make_case("stray", truth, stray)], batch_norms=["eval"], cleanup=steps)
+        _, rows = report(tmp_path, evaluator, pictures=0)
+        sizes[steps] = {row["structure"]: int(row["prediction_voxels"]) for row in rows[:-1]}
+    assert sizes == {(): {"cup": 20, "disc": 81}, ("largest",): {"cup": 20, "disc": 80}}
 
 
 def test_without_a_domain_left_out_the_validation_is_reported(cases, tmp_path):
@@ -315,13 +335,38 @@ def test_without_a_domain_left_out_the_validation_is_reported(cases, tmp_path):
     assert rows[-1]["scatter"] and "scatter_all" not in rows[-1]
 
 
+OPTIMISTIC = "figures of those are optimistic"
+TRAINED_ON = "The model was trained on d, which is scored here"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "record", "expected"),
+    [
+        (True, {}, set()),
+        (True, {"source_domains": ["a", "d"]}, {TRAINED_ON}),
+        # the cases that chose it are the sources': the left out domain's figures are honest
+        (True, {"selection": "validation"}, set()),
+        (False, {"selection": "validation"}, {OPTIMISTIC}),
+        (False, {"source_domains": ["a", "d"]}, set()),  # as it must be: these are the sources' validation
+    ],
+)
+def test_the_summary_says_what_the_model_has_seen(cases, tmp_path, left_out, record, expected):
+    evaluator = make_evaluator(cases if left_out else [], validation=cases, batch_norms=["eval"], distances=False)
+    report(tmp_path, evaluator, record, pictures=0)
+    summary = (tmp_path / "eval" / "summary.md").read_text()
+    assert {text for text in (OPTIMISTIC, TRAINED_ON) if text in summary} == expected
+    chosen = "the best on the validation cases" if "selection" in record else "that of the last iteration"
+    assert f"Checkpoint: {chosen}" in summary
+
+
 def test_nothing_to_score_is_said(cases, tmp_path):
     _, rows = report(tmp_path, make_evaluator([], validation=[]))
     assert [row["case"] for row in rows] == ["features"]
-    assert "Nothing was scored: there is no target domain" in (tmp_path / "eval" / "summary.md").read_text()
+    summary = (tmp_path / "eval" / "summary.md").read_text()
+    assert summary.startswith("Nothing was scored.\n\nThere is no target domain, and no domain has images enough")
 
 
-def test_volumes_are_scored_in_millimetres(tmp_path, monkeypatch):
+def test_scans_are_scored_in_millimetres(tmp_path, monkeypatch):
     """Slice by slice, with the mean training slice as the floor of each."""
     monkeypatch.setattr(module, "save_tsne", lambda *args: None)
     truth = torch.zeros(*SIZE, 5, dtype=torch.uint8)
@@ -329,8 +374,7 @@ def test_volumes_are_scored_in_millimetres(tmp_path, monkeypatch):
     predicted = truth.clone()
     predicted[..., 1] = 0
     grid = {"affine": np.diag([2.0, 2.0, 5.0, 1.0]), "spacing": [2.0, 2.0, 5.0], "unit": "mm"}
-    volume = make_case("volume", truth, predicted, **grid)
-    evaluator = make_evaluator([volume], batch_norms=["eval"])
+    evaluator = make_evaluator([make_case("scan", truth, predicted, **grid)], batch_norms=["eval"])
     _, rows = report(tmp_path, evaluator, pictures=1)
     disc = next(row for row in rows if row["structure"] == "disc")
     assert float(disc["dice"]) == pytest.approx(2 * 2 / 5) and float(disc["hd95_mm"]) == 5
@@ -338,32 +382,5 @@ def test_volumes_are_scored_in_millimetres(tmp_path, monkeypatch):
     labels = np.stack([label[0].numpy() for label in evaluator.training.labels])
     prior = np.repeat(((labels > 0).mean(0) > 0.5)[..., None], 5, axis=-1)
     assert float(disc["prior_dice"]) == pytest.approx(dice(prior, truth.numpy() > 0), rel=1e-5)
-    assert (tmp_path / "eval" / "overlay_volume.png").is_file()
-    assert rows[-1]["scatter"] and "scatter_all" not in rows[-1]  # of a volume's slices no features are taken
-
-
-@pytest.mark.usefixtures("bfloat16_units")
-@pytest.mark.parametrize("amp", [False, True])
-def test_a_repeated_batch_is_learnt_with_all_terms(make_network, amp):
-    """All parts of the objective in the trainer of the config."""
-    label = torch.zeros(4, 1, 32, 32, dtype=torch.int64)
-    label[:, 0, 6:24, 8:26], label[:, 0, 10:18, 12:20] = 1, 2
-    image = (0.2 + 0.3 * label + 0.1 * torch.rand(4, 3, 32, 32)).clamp(0, 1)
-    batch = {"image": image, "image_ram": 0.9 * image, "label": label, "domain": torch.tensor([0, 0, 1, 1])}
-    dice_ce = DiceCELoss(sigmoid=True, squared_pred=True, batch=True)
-    contrast = FeatureContrast(ClassStatistics(3, 8, groups=2), GaussianContrastiveLoss(), 3)
-    objective = GeneralisationObjective(RegionLoss(dice_ce, REGIONS), SymmetricKLLoss(),
-                                        RestorationDecoder(width=4, domains=2), contrast, log_every=1)  # fmt: skip
-    network, seen = make_network(), []
-    parameters = [*network.parameters(), *objective.parameters()]
-    trainer = ObjectiveTrainer(
-        device=CPU, max_epochs=12, train_data_loader=[batch], network=network, loss_function=objective,
-        optimizer=torch.optim.Adam(parameters, lr=0.02), amp=amp,
-    )  # fmt: skip
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(loss_terms(engine.state.output)))
-    trainer.run()
-    assert all(set(terms) == {"loss", "seg", "seg_ram", "kd", "rec", "feat", "pull", "scatter"} for terms in seen)
-    assert all(np.isfinite(value) for terms in seen for value in terms.values())
-    assert seen[-1]["loss"] < 0.7 * seen[0]["loss"] and seen[-1]["seg"] < 0.6 * seen[0]["seg"]
-    assert seen[-1]["rec"] < 0.8 * seen[0]["rec"]
-    assert trainer.state.output["pred"].shape == (4, 2, 32, 32)
+    assert (tmp_path / "eval" / "overlay_scan.png").is_file()
+    assert rows[-1]["scatter"] and "scatter_all" not in rows[-1]  # of a scan's slices no features are taken
