@@ -16,7 +16,7 @@ from monai.utils import set_determinism
 from PIL import Image
 
 from common.data.write import Case, write_dataset
-from common.engine import load_checkpoint
+from common.engine import load_checkpoint, save_atomic, write_model_record
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 LABELS = {1: "wall", 2: "cavity"}
@@ -98,7 +98,7 @@ class TinyBundle:
 
     Args:
         folder: for the data.
-        sizes: overrides of the training that inference has to share.
+        sizes: overrides that make the network tiny; evaluation and inference have them from model.json.
         batch_size: of training.
         axes, size, spacing: of the scans.
     """
@@ -146,12 +146,17 @@ class TinyBundle:
     def read(self, name):
         return json.loads((self.configs / f"{name}.json").read_text())
 
-    def settings(self, name):
-        """What all runs of a comparison set, and what each of its variants does."""
+    def rows(self, name):
+        """What all runs of a comparison set; and, of each different row, its overlays and its own overrides."""
         compare = self.read(name)
         groups = [value for key, value in compare.items() if key not in ("overrides", "grid", "tables")]
-        settings = {json.dumps(setting): setting for group in groups for setting in group.values()}
-        return compare["overrides"], list(settings.values())
+        different = {json.dumps(row): row for group in groups for row in group.values()}
+        rows = []
+        for row in different.values():
+            files = row.get("config", [])
+            overlays = [Path(file).stem for file in ([files] if isinstance(files, str) else files)]
+            rows.append((overlays, {key: value for key, value in row.items() if key != "config"}))
+        return compare["overrides"], rows
 
     def places(self, folder, data=None):
         """Where a run reads and writes."""
@@ -178,21 +183,33 @@ class TinyBundle:
         return [{key: value for key, value in state.items() if key != "settings"}, model]
 
     def evaluate(self, folder, data=None, **overrides):
-        """With the settings that lie beside the model, and other options of a tiny training."""
-        others = {key: value for key, value in self.tiny.items() if key not in self.read("evaluate")}
-        self.run(["train", "evaluate"], folder, data, **others | overrides)
+        """The model is as its model.json says."""
+        self.run(["train", "evaluate"], folder, data, **{"pictures": 0, "distances": False} | overrides)
 
-    def infer(self, folder, data=None, overlay=(), **overrides):
-        self.run(["inference", *overlay], folder, data, **overrides)
+    def infer(self, folder, data=None, **overrides):
+        """The model is as its model.json says."""
+        self.run(["inference"], folder, data, **overrides)
+
+    def parser(self, files, folder, data=None, **overrides):
+        """Of these configs, to take parts from."""
+        parser = ConfigParser(ConfigParser.load_config_files(self.config(*files)))
+        parser.update(self.places(folder, data) | overrides)
+        return parser
 
     def build(self, folder, data=None, overlays=(), **overrides):
         """The trainer of these settings; nothing is trained."""
-        parser = ConfigParser(ConfigParser.load_config_files(self.config("train", *overlays)))
-        parser.update(self.places(folder, data) | overrides)
-        return parser.get_parsed_content("train::trainer")
+        return self.parser(["train", *overlays], folder, data, **overrides).get_parsed_content("train::trainer")
+
+    def save(self, folder, data=None, overlays=(), weights=None, **overrides):
+        """A model as a training of these settings leaves it, with weights of another run; its network."""
+        parser = self.parser(["train", *overlays], folder, data, **overrides)
+        model = parser.get_parsed_content("model")
+        save_atomic(model["network"].state_dict() if weights is None else weights, folder / "models" / "model.pt")
+        write_model_record(folder / "models" / "model.pt", model, "last")
+        return model["network"]
 
     @staticmethod
-    def rows(folder):
+    def cases(folder):
         with open(folder / "eval" / "cases.csv", newline="") as file:
             return list(csv.DictReader(file))
 
@@ -203,11 +220,11 @@ class TinyBundle:
 
 TINY = {
     "transmedseg_ssl": {
-        "sizes": {"patch_size": [32, 32], "width": 4}, "batch_size": 4,
+        "sizes": {"patch_size": [32, 32], "network_def::width": 4}, "batch_size": 4,
         "axes": 2, "size": (36, 34, 4), "spacing": (1.5, 1.5, 8.0),
     },
     "diffcl_ssl": {
-        "sizes": {"patch_size": [16, 16, 16], "width": 4, "d_state": 2}, "batch_size": 2,
+        "sizes": {"patch_size": [16, 16, 16], "network_def::width": 4, "network_def::d_state": 2}, "batch_size": 2,
         "axes": 3, "size": (22, 20, 14), "spacing": (1.5, 1.5, 2.0),
     },
 }  # fmt: skip

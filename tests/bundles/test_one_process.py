@@ -11,14 +11,14 @@ from monai.bundle import ConfigParser
 
 from common.data import read_dataset
 from common.data.write import Case, write_dataset
-from common.engine.root_cause import root_cause
+from common.engine import root_cause
 from tools.bundles import home_of, put_on_path
 from tools.check import check
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ["apscl_fewshot", "sgcg_dg", "transmedseg_ssl", "diffcl_ssl"]
 SMALL = {
-    "apscl_fewshot": {"image_size": [32, 32], "min_fg": 4},
+    "apscl_fewshot": {"image_size": [32, 32], "train::dataset::min_fg": 4},
     "sgcg_dg": {"image_size": [32, 32]},
     "transmedseg_ssl": {"labelled": 3, "patch_size": [32, 32]},
     "diffcl_ssl": {"labelled": 3, "patch_size": [16, 16, 16]},
@@ -30,12 +30,13 @@ from monai.utils import set_determinism
 folder, data, *order = sys.argv[1:]
 common = {"dataset_dir": data, "max_epochs": 1, "pictures": 0, "distances": False}
 settings = {
-    "apscl_fewshot": {"episodes_per_epoch": 2, "image_size": [32, 32], "feat_dim": 8, "encoder_width": 8, "min_fg": 4,
-                      "protocols": ["parts3"]},
-    "sgcg_dg": {"iterations_per_epoch": 1, "batch_size": 4, "image_size": [32, 32], "width": 4},
-    "transmedseg_ssl": {"iterations_per_epoch": 1, "batch_size": 4, "patch_size": [32, 32], "width": 8, "labelled": 3,
-                        "pretrain": 0.0},
-    "diffcl_ssl": {"iterations_per_epoch": 1, "batch_size": 2, "patch_size": [16, 16, 16], "width": 8, "labelled": 3},
+    "apscl_fewshot": {"iterations_per_epoch": 2, "image_size": [32, 32], "network_def::encoder::feat_dim": 8,
+                      "network_def::encoder::width": 8, "train::dataset::min_fg": 4, "protocols": ["parts3"]},
+    "sgcg_dg": {"iterations_per_epoch": 1, "batch_size": 4, "image_size": [32, 32], "network_def::width": 4},
+    "transmedseg_ssl": {"iterations_per_epoch": 1, "batch_size": 4, "patch_size": [32, 32], "network_def::width": 8,
+                        "labelled": 3, "base::pretrain": 0.0},
+    "diffcl_ssl": {"iterations_per_epoch": 1, "batch_size": 2, "patch_size": [16, 16, 16], "network_def::width": 8,
+                   "labelled": 3},
 }
 for bundle in order:
     files = ["train", "volume"] if bundle == "sgcg_dg" else ["train"]
@@ -113,11 +114,11 @@ def test_a_folder_for_reports_that_is_none_is_named(tmp_path, bundle):
     put_on_path(home_of(bundle))
     parser = ConfigParser()
     parser.read_config(home_of(bundle) / "configs" / "train.json")
-    parser["output_dir"] = str(tmp_path / "eval")
+    parser.update({"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")})
     with pytest.raises(RuntimeError) as error:
-        parser.get_parsed_content("validate::handlers")
+        parser.get_parsed_content("run")  # all of it: the folders are tried first
     text = f"{tmp_path / 'eval'}: expected a folder to write into, found a file there or on the way to it; choose"
-    assert str(root_cause(error.value)).startswith(f"{text} another output_dir")
+    assert str(root_cause(error.value)).startswith(f"{text} another folder")
 
 
 @pytest.mark.parametrize("order", [BUNDLES, BUNDLES[::-1]], ids="-".join)

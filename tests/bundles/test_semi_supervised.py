@@ -1,6 +1,7 @@
 """What the semi-supervised bundles have in common as their users start them: tiny trainings, reports, segmentations."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,27 +15,46 @@ from monai.transforms import KeepLargestConnectedComponent
 from torch.nn import functional as F
 
 from common.data import read_dataset
-from common.engine.root_cause import root_cause
+from common.engine import root_cause
 from diffcl_ssl.network import ConvolutionalNetwork
 
 pytestmark = pytest.mark.usefixtures("restored")
 OBJECTS = {"network", "objective", "optimizer", "lr_scheduler"}
-# of each bundle: settings with which everything that it remembers takes part within twelve steps; the updates of the
-# teacher in the first half of these and in all; where its memory stands; what is in checkpoint.pt; the least Dice then
+# of each bundle: settings with which everything that it remembers takes part within twelve steps; what the objective's
+# state holds, with the value of each after the first half of these and after all, where it is known; the least Dice
 RUNS = {
     "transmedseg_ssl": {
         # two epochs lie in the first stage of BCP, the other two cross into the second: round(0.35 * 24) = 8
-        "options": {"pretrain": 0.35}, "updates": (0, 12 - 8 + 1), "memory": "augmentation.teacher.count",
-        "objects": OBJECTS, "dice": 0.7,
+        "options": {"base::pretrain": 0.35},
+        "state": {"teacher.average.n_averaged": (0, 12 - 8 + 1), "augmentation.teacher.count": None}, "dice": 0.7,
     },
     "diffcl_ssl": {
-        "options": {
-            "eta_start": 0.2, "eta": 1.0, "propagation::confidence": 0.4,
-            "propagation::loss": {"_target_": "diffcl_ssl.propagation.LabelPropagationLoss", "min_bank": 1},
-        },
-        "updates": (6, 12), "memory": "base.propagation.bank.filled",
-        "objects": OBJECTS | {"peer_optimizer", "peer_lr_scheduler"}, "dice": 0.25,  # the wall alone everywhere: 0.19
+        "options": {"eta": 1.0, "propagation::confidence": 0.4, "propagation::loss::min_bank": 1},
+        "state": {"base.propagation.bank.filled": None}, "dice": 0.25,  # the wall alone everywhere: 0.19
     },
+}  # fmt: skip
+# of each bundle: what to change of a run that is resumed, and how that is told
+CHANGES = {
+    "transmedseg_ssl": [
+        ({"network_def::width": 6}, ["model.network.width was 4 and is now 6"]),
+        ({"zoom": 0.5, "labelled": 1}, ["model.preprocessing.zoom was 1.0 and is now 0.5",
+                                        "labelled was null and is now 1"]),
+        ({"tsa_strength": 0.5}, ["objective.augmentation.strength was 0.25 and is now 0.5"]),
+        ({"augmentation::loss::reduction": "class"},
+         ['objective.augmentation.loss.reduction was "mean" and is now "class"']),
+        ({"overlay": ["uamt"]}, ['objective.base.class was "common.semi_supervised.copy_paste.CopyPaste" and is now '
+                                 '"common.semi_supervised.mean_teacher.MeanTeacherConsistency"',
+                                 "objective.base.passes was null and is now 4"]),
+    ],
+    "diffcl_ssl": [
+        ({"network_def::width": 6}, ["model.network.width was 4 and is now 6"]),
+        ({"zoom": [0.5, 0.5, 1.0]}, ["model.preprocessing.zoom was 1.0 and is now [0.5, 0.5, 1.0]"]),
+        ({"propagation::loss::temperature": 0.2},
+         ["objective.base.propagation.loss.temperature was 0.1 and is now 0.2"]),
+        ({"overlay": ["bcp"]}, ['objective.base.class was "diffcl_ssl.objective.CrossSupervision" and is now '
+                                '"common.semi_supervised.copy_paste.CopyPaste"',
+                                "model.network.mamba_stages was [4, 5] and is now []"]),
+    ],
 }  # fmt: skip
 
 
@@ -45,41 +65,55 @@ def trained(bundle, tmp_path_factory):
     return folder, bundle.train(folder, pictures=1, **RUNS[bundle.name]["options"])
 
 
-def steps_of(bundle, checkpoint):
-    """Steps of the objective, updates of the teacher, features in the memory of all classes."""
+def state_of(bundle, checkpoint):
+    """What RUNS names."""
     state = checkpoint["objects"]["objective"]
-    return [int(state[name].sum()) for name in ("step", "teacher.average.n_averaged", RUNS[bundle.name]["memory"])]
+    return {name: int(state[name].sum()) for name in RUNS[bundle.name]["state"]}
 
 
 def equal(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def told(capsys, text):
+    """The lines that begin so, of those printed since the last call."""
+    return re.findall(rf"^\S+ (?:INFO|WARNING) ({text}.*)$", capsys.readouterr().err, re.MULTILINE)
+
+
+# --- training ---
+
+
 def test_resume_from_the_command_line_equals_one_run_bit_for_bit(bundle, trained, tmp_path, start_bundle):
     """As a user types it."""
     runs = RUNS[bundle.name]
     first = bundle.train(tmp_path, max_epochs=2, **runs["options"])
-    steps, updates, features = steps_of(bundle, first[0])
-    assert first[0]["epoch"] == 2 and (steps, updates) == (6, runs["updates"][0])
+    assert (first[0]["epoch"], first[0]["iteration"]) == (2, 6)
     options = bundle.options(tmp_path, resume=True, num_workers=2, **runs["options"])
     threads = torch.get_num_threads()
     with start_bundle("--config_file", *bundle.config("train"), cwd=tmp_path, threads=threads, **options) as process:
         output = process.stdout.read()
     assert process.returncode == 0 and "resumed after epoch 2 of 4" in output, output
     halves = bundle.load(tmp_path)
-    assert halves[0]["epoch"] == 4 and halves[0]["iteration"] == 12
-    assert steps_of(bundle, halves[0])[:2] == [12, runs["updates"][1]] and steps_of(bundle, halves[0])[2] > features
+    assert (halves[0]["epoch"], halves[0]["iteration"]) == (4, 12)
+    counts = [state_of(bundle, each[0]) for each in (first, halves)]
+    for name, known in runs["state"].items():
+        found = tuple(count[name] for count in counts)
+        assert found == known if known else found[0] < found[1]
     torch.testing.assert_close(halves, trained[1], rtol=0, atol=0)
     assert not equal(first[1], halves[1])
 
 
-def test_a_run_is_not_resumed_with_other_data_or_another_objective(bundle, trained, tmp_path):
+def test_a_run_is_not_resumed_with_other_settings(bundle, trained, tmp_path):
+    """Of the model, of the objective or of the data; what both values are is told."""
     shutil.copytree(trained[0] / "models", tmp_path / "models")
-    with pytest.raises(RuntimeError) as error:
-        bundle.train(tmp_path, resume=True, **RUNS[bundle.name]["options"], zoom=0.5, labelled=1, base="uamt")
-    base = bundle.read("train")["base"]
-    text = f'zoom was 1.0 and is now 0.5; labelled was null and is now 1; base was "{base}" and is now "uamt". Give'
-    assert text in str(root_cause(error.value))
+    for changes, texts in CHANGES[bundle.name]:
+        options = RUNS[bundle.name]["options"] if "overlay" not in changes else {}
+        with pytest.raises(RuntimeError) as error:
+            bundle.train(tmp_path, resume=True, max_epochs=5, **options | changes)
+        found = str(root_cause(error.value))
+        assert "expected the settings of the run that is resumed, found others: " in found
+        assert not [text for text in texts if text not in found], found
+    assert bundle.load(tmp_path)[0]["epoch"] == 4
 
 
 def test_a_run_leaves_a_model_a_report_and_a_log(bundle, trained):
@@ -89,9 +123,9 @@ def test_a_run_leaves_a_model_a_report_and_a_log(bundle, trained):
     assert any(name.startswith("events.out.tfevents") for name in files)
     assert sum(name.startswith("overlay_") for name in files) == 1
     assert {file.name for file in (folder / "models").iterdir()} == {"checkpoint.pt", "model.pt", "model.json"}
-    assert set(checkpoint["objects"]) == RUNS[bundle.name]["objects"]
+    assert set(checkpoint["objects"]) == OBJECTS
     torch.testing.assert_close(dict(model), dict(checkpoint["objects"]["network"]), rtol=0, atol=0)  # the student's
-    rows = bundle.rows(folder)
+    rows = bundle.cases(folder)
     assert [(row["case"], row["structure"]) for row in rows] == [
         (case, name) for case in ("validation_1", "validation_2") for name in ("wall", "cavity")]  # fmt: skip
     assert np.mean([float(row["dice"]) for row in rows]) > RUNS[bundle.name]["dice"]
@@ -100,21 +134,23 @@ def test_a_run_leaves_a_model_a_report_and_a_log(bundle, trained):
 
 def test_supervised_training_needs_no_unlabelled_case(bundle, tmp_path):
     """And those that are there do not change it."""
-    options = {"base": "supervised", "max_epochs": 1}
+    options = {"overlay": ["supervised"], "max_epochs": 1}
     data = bundle.write(tmp_path / "set", unlabeled=0)
     without, beside = bundle.train(tmp_path / "without", data, **options), bundle.train(tmp_path / "beside", **options)
     torch.testing.assert_close(without, beside, rtol=0, atol=0)
-    for base in bundle.read("train")["bases"].keys() - {"supervised"}:
+    for overlay in ([], ["mean_teacher"], ["uamt"]):
         with pytest.raises(RuntimeError) as error:
-            bundle.train(tmp_path / base, data, base=base)
+            bundle.train(tmp_path / "other", data, overlay)
         text = str(root_cause(error.value))
-        assert "expected unlabelled cases, found none" in text and "`base: supervised`" in text
-        assert not (tmp_path / base).exists()
+        assert "expected unlabelled cases, found none" in text and "(supervised.json)" in text
+        assert not [file for file in (tmp_path / "other").rglob("*") if file.is_file()]
 
 
 def test_labels_of_unlabelled_cases_are_never_opened(bundle, tmp_path):
     """Neither of those in `unlabeled` nor of those that `labelled` makes unlabelled."""
-    found = []
+    found, options = [], {"labelled": 1, "max_epochs": 1, "val_interval": 1}
+    if bundle.name == "transmedseg_ssl":
+        options["base::pretrain"] = 0.0
     for name, text in (("intact", None), ("damaged", b"no label map")):
         data = bundle.write(tmp_path / name / "set", training=3)
         file = data / "dataset.json"
@@ -124,7 +160,7 @@ def test_labels_of_unlabelled_cases_are_never_opened(bundle, tmp_path):
         file.write_text(json.dumps(content))
         for item in content["training"][1:] + content["unlabeled"]:
             (data / item["label"]).write_bytes(text or (data / content["training"][0]["label"]).read_bytes())
-        found.append(bundle.train(tmp_path / name, data, labelled=1, pretrain=0.0, max_epochs=1, val_interval=1))
+        found.append(bundle.train(tmp_path / name, data, **options))
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
@@ -134,7 +170,7 @@ def test_the_model_is_the_last_or_the_best(bundle, tmp_path, monkeypatch, select
     values = iter([0.3, 0.9, 0.5])
     monkeypatch.setattr(MeanDice, "compute", lambda self: next(values))
     data = bundle.write(tmp_path / "set", test=test)
-    options = {"base": "supervised", "val_interval": 1, "iterations_per_epoch": 1}
+    options = {"overlay": ["supervised"], "val_interval": 1, "iterations_per_epoch": 1}
     checkpoint, model = bundle.train(tmp_path / "whole", data, selection=selection, max_epochs=3, **options)
     assert checkpoint["best_metric"] == 0.9 and checkpoint["best_metric_epoch"] == 2
     values = iter([0.3, 0.9])
@@ -145,19 +181,19 @@ def test_the_model_is_the_last_or_the_best(bundle, tmp_path, monkeypatch, select
     text = bundle.summary(tmp_path / "whole")
     assert f"(selection: {selection})" in text and f"Scored: `{'test' if test else 'validation'}`" in text
     assert ("optimistic" in text) == (selection == "validation" and not test)
-    bundle.evaluate(tmp_path / "whole", data, base="supervised")  # the model's own rule, not that of the config
+    other = {"last": "validation", "validation": "last"}[selection]
+    bundle.evaluate(tmp_path / "whole", data, selection=other)  # the model's own rule, not that of the config
     assert bundle.summary(tmp_path / "whole") == text
 
 
-def test_the_teacher_can_be_saved_and_scored(bundle, tmp_path):
-    options = {"base": "mean_teacher", "max_epochs": 1, "ema_decay": 0.5}
-    checkpoint, model = bundle.train(tmp_path, inference_network="teacher", **options)
-    before = "teacher.average.module."
-    state = checkpoint["objects"]["objective"]
-    teacher = {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}
-    torch.testing.assert_close(dict(model), teacher, rtol=0, atol=0)
-    assert not equal(model, checkpoint["objects"]["network"]) and len(bundle.rows(tmp_path)) == 4
-    assert "(selection: last), the teacher." in bundle.summary(tmp_path)
+def test_a_misspelt_override_ends_the_run_before_it_starts(bundle, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        bundle.train(tmp_path, warmup_step=9)
+    assert "unknown override --warmup_step: did you mean --warmup_steps?" in str(root_cause(error.value))
+    assert not any(tmp_path.iterdir())
+
+
+# --- a trained model ---
 
 
 def test_evaluation_scores_the_saved_model_again(bundle, tmp_path, trained):
@@ -168,17 +204,67 @@ def test_evaluation_scores_the_saved_model_again(bundle, tmp_path, trained):
     assert not (tmp_path / "models").exists()
 
 
+# bundle, overlays, other settings: all that makes another model, each in a size of seconds
+MODELS = [
+    ("transmedseg_ssl", [], {"network_def::width": 6, "patch_size": [32, 48], "zoom": [0.8, 0.8, 1.0], "cleanup": []}),
+    ("transmedseg_ssl", ["paper"], {"network_def::width": 5, "patch_size": [32, 32]}),
+    ("transmedseg_ssl", ["volume"], {"network_def::width": 4, "patch_size": [32, 16, 16], "zoom": [0.5, 0.5, 1.0]}),
+    ("transmedseg_ssl", ["volume", "volume_paper"], {"network_def::width": 4, "patch_size": [16, 16, 16]}),
+    ("diffcl_ssl", [], {"network_def::width": 6, "patch_size": [16, 32, 16], "zoom": 0.8,
+                        "cleanup": ["largest_together", "fill_holes"]}),
+    ("diffcl_ssl", ["paper"], {"network_def::width": 4, "patch_size": [16, 16, 16], "network_def::d_state": 3}),
+    ("diffcl_ssl", ["supervised"], {"network_def::width": 4, "patch_size": [16, 16, 16]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "overlays", "options"), MODELS, ids=lambda value: "+".join(value) or "plain"
+                         if isinstance(value, list) else str(value) if isinstance(value, str) else "")  # fmt: skip
+def test_evaluation_and_inference_of_any_model_need_no_overrides(
+    tiny_bundle, tmp_path, capsys, name, overlays, options
+):
+    """They score and segment with the network, the sizes and the cleaning of the training, and have nothing to tell."""
+    bundle = tiny_bundle(name)
+    short = {"max_epochs": 1, "iterations_per_epoch": 2, "val_interval": 1, "batch_size": 2}
+    bundle.run(["train", *overlays], tmp_path, **{"pictures": 0, "distances": False} | short | options)
+    report = (tmp_path / "eval" / "cases.csv").read_text()
+    (tmp_path / "eval" / "cases.csv").unlink()
+    capsys.readouterr()
+    bundle.evaluate(tmp_path)
+    assert (tmp_path / "eval" / "cases.csv").read_text() == report
+    bundle.infer(tmp_path)
+    assert told(capsys, "(?:weights|not) ") == [f"weights from {tmp_path / 'models' / 'model.pt'}"] * 2
+    for row in bundle.cases(tmp_path):
+        found = np.asarray(nib.load(tmp_path / "eval" / f"{row['case']}_seg.nii.gz").dataobj)
+        label = {"wall": 1, "cavity": 2}[row["structure"]]
+        assert (found == label).sum() == int(row["prediction_voxels"])
+
+
+def test_what_inference_does_otherwise_than_the_training_is_said_in_one_line(bundle, tmp_path, trained, capsys):
+    places = {"ckpt_dir": str(trained[0] / "models")}
+    bundle.infer(tmp_path, **places)
+    assert not told(capsys, "not as in")
+    bundle.infer(tmp_path, cleanup=[], **{"preprocessing_def::zoom": 0.5}, **places)
+    text = f"not as in {trained[0] / 'models' / 'model.json'}: preprocessing.zoom 0.5 (there 1.0); cleanup [] (there"
+    assert told(capsys, "not as in") == [f'{text} ["largest"])']
+
+
+def test_a_model_without_its_record_is_refused(bundle, tmp_path, trained):
+    shutil.copytree(trained[0] / "models", tmp_path / "models")
+    (tmp_path / "models" / "model.json").unlink()
+    for use in (bundle.infer, bundle.evaluate):
+        with pytest.raises(RuntimeError) as error:
+            use(tmp_path)
+        text = str(root_cause(error.value))
+        assert text.startswith(f"{tmp_path / 'models' / 'model.json'}: expected what the training wrote of its model")
+        assert "model.pt alone does not say what it is, and is not run on defaults" in text
+    assert not list(tmp_path.rglob("*.nii.gz")) and not list(tmp_path.rglob("cases.csv"))
+
+
 def test_inference_before_any_training_says_so(bundle, tmp_path):
     with pytest.raises(RuntimeError) as error:
         bundle.infer(tmp_path)
-    assert "model.pt: no such checkpoint. Expected a file written by an earlier run" in str(root_cause(error.value))
-
-
-def test_a_misspelt_override_ends_the_run_before_it_starts(bundle, tmp_path):
-    with pytest.raises(RuntimeError) as error:
-        bundle.train(tmp_path, ema_decays=0.9)
-    assert "unknown override --ema_decays: did you mean --ema_decay?" in str(root_cause(error.value))
-    assert not any(tmp_path.iterdir())
+    text = "model.pt: expected a trained model, found no such file; train first, or give the folder of a training"
+    assert text in str(root_cause(error.value))
 
 
 def segment(name, weights, image):
@@ -209,8 +295,8 @@ def test_inference_by_hand(bundle, tmp_path, trained, number):
     """
     zoom, size = SIZES[bundle.name][number]
     data = bundle.write(tmp_path / "set", size=size)
-    options = {"ckpt_dir": str(trained[0] / "models"), "zoom": zoom}
-    bundle.infer(tmp_path, data, **options)
+    bundle.save(tmp_path, data, weights=trained[1][1], zoom=zoom, **bundle.sizes)
+    bundle.infer(tmp_path, data)
     cases = ["validation_1", "validation_2"]
     files = {f"{case}_seg.nii.gz" for case in cases} | {f"overlay_{case}.png" for case in cases}
     assert {file.name for file in (tmp_path / "eval").iterdir()} == files
@@ -228,8 +314,8 @@ def test_inference_by_hand(bundle, tmp_path, trained, number):
         expected = KeepLargestConnectedComponent(is_onehot=False)(expected[None])[0]
         assert (np.asarray(found.dataobj) != expected.numpy()).mean() < 1e-3 < (expected > 0).float().mean()
         voxels += [int((np.asarray(found.dataobj) == label).sum()) for label in (1, 2)]
-    bundle.evaluate(tmp_path, data, **options)
-    assert [int(row["prediction_voxels"]) for row in bundle.rows(tmp_path)] == voxels
+    bundle.evaluate(tmp_path, data)
+    assert [int(row["prediction_voxels"]) for row in bundle.cases(tmp_path)] == voxels
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -1,46 +1,64 @@
-"""The configs, where they are not as those of the other semi-supervised bundles: settings that build."""
+"""Every row of the comparisons: it trains a step, and its parts are what the row names."""
 
 import pytest
 import torch
 
-from common.engine import ObjectiveTrainer
+from common.description import describe
 from common.networks import HighFrequencyMamba
-from common.semi_supervised import CopyPaste, Mixer
+from common.semi_supervised import CopyPaste, MeanTeacherConsistency, Mixer, Supervised
 from diffcl_ssl.network import ConvolutionalNetwork
-from diffcl_ssl.trainer import CrossSupervision, DiffusionPeer
+from diffcl_ssl.objective import CrossSupervision
+from diffcl_ssl.peers import DiffusionPeer, PlainPeer
 
 pytestmark = pytest.mark.usefixtures("restored")
+BASES = {"supervised": Supervised, "mean_teacher": MeanTeacherConsistency, "uamt": MeanTeacherConsistency,
+         "bcp": CopyPaste}  # fmt: skip
+PEERS = {"second_vnet": PlainPeer, "cross_supervision": PlainPeer}
 
 
-def test_every_setting_of_a_comparison_builds(bundle, tmp_path):
-    """Into a trainer that has what the setting names, and a student that starts as that of every other setting."""
-    (overrides, settings), heads = bundle.settings("compare"), []
-    for setting in settings:
+def check_parts(trainer, overlay, own):
+    """The objective of a row has what overlay and overrides say."""
+    objective, base = trainer.loss_function, trainer.loss_function.base
+    assert type(base) is BASES.get(overlay, CrossSupervision)
+    assert (objective.teacher is not None) == (overlay in ("mean_teacher", "uamt", "bcp"))
+    assert getattr(base, "passes", 0) == (4 if overlay == "uamt" else 0)
+    plain = overlay in {*BASES, "cross_supervision"}  # without Mamba blocks
+    stages = own.get("network_def::mamba_stages", [] if plain else [4, 5])
+    blocks = [module for module in trainer.network.modules() if isinstance(module, HighFrequencyMamba)]
+    assert type(trainer.network) is ConvolutionalNetwork and len(blocks) == len(stages)
+    assert {block.high_pass.kind for block in blocks} <= {own.get("network_def::high_pass", "fft_gaussian")}
+    if overlay in BASES:
+        return
+    assert type(base.peer) is PEERS.get(overlay, DiffusionPeer)
+    assert (base.propagation is None) == ("propagation" in own or overlay == "cross_supervision")
+    assert isinstance(base.mixer, Mixer) == ("base::mixer" in own)
+    if "base::mixer" in own:
+        assert base.start(1000) == 300 and base.mixer.box == 2 / 3 and base.propagation_start == 0.2
+    if "peer_network_def::zero_start" in own:
+        assert describe(base.peer, strict=False)["network"]["zero_start"] is False
+
+
+@pytest.mark.parametrize("name", ["compare", "compare_hippocampus"])
+def test_every_row_of_a_comparison_trains(bundle, tmp_path, name):
+    """From the same first student."""
+    data = bundle.write(tmp_path / "set", training=4, unlabeled=1, validation=1)
+    overrides, rows = bundle.rows(name)
+    short = {"iterations_per_epoch": 1, "batch_size": 2} | bundle.sizes
+    classifiers, losses = [], set()
+    for overlays, own in rows:
         torch.manual_seed(0)
-        trainer = bundle.build(tmp_path, **overrides | bundle.sizes | setting)
-        network, base = trainer.network, trainer.loss_function.base
-        assert isinstance(trainer, ObjectiveTrainer) and isinstance(network, ConvolutionalNetwork)
-        blocks = [module for module in network.modules() if isinstance(module, HighFrequencyMamba)]
-        assert len(blocks) == len(setting.get("mamba_stages", [4, 5]))
-        assert {block.high_pass.kind for block in blocks} <= {setting.get("hf_filter", "fft_gaussian")}
-        heads.append(network.head.weight)
-        kind = setting.get("base", "diffcl")
-        assert isinstance(base, CrossSupervision) == (kind == "diffcl") and base.needs_teacher == (kind != "supervised")
-        assert isinstance(base, CopyPaste) == (kind == "bcp")
-        assert getattr(base, "passes", 0) == (4 if kind == "uamt" else 0)
-        if kind == "diffcl":
-            assert isinstance(base.peer, DiffusionPeer) == setting.get("ds_enabled", True)
-            assert (base.propagation is None) == (setting.get("eta") == 0)
-            assert base.mixer == (Mixer(pretrain=0.3, box=2 / 3) if setting.get("copy_paste") else None)
-        held = [sum(map(len, (group["params"] for group in each.param_groups))) for each in trainer.optimizers]
-        assert len(held) == 2 and min(held) > 20
-    assert len(heads) == len(settings) > 8 and all(torch.equal(head, heads[0]) for head in heads)
-
-
-def test_hippocampi_are_compared_by_the_same_settings(bundle, tmp_path):
-    data = bundle.write(tmp_path / "set", training=4)
-    overrides, settings = bundle.settings("compare_hippocampus")
-    of_time = bundle.read("compare")["equal_time"].values()  # what takes the same time on left atria does not here
-    assert settings == [setting for setting in bundle.settings("compare")[1] if setting not in of_time]
-    trainer = bundle.build(tmp_path, data, **overrides | bundle.sizes)
-    assert len({item["case"] for item in trainer.data_loader.dataset.labelled}) == overrides["labelled"]
+        # the only step already sees unlabelled images
+        first = {"base::mixer::pretrain": 0.0} if "base::mixer" in own else {}
+        first |= {"base::pretrain": 0.0} if overlays == ["bcp"] else {}
+        check_parts(bundle.build(tmp_path, data, overlays, **overrides | short | own), *overlays or [""], own)
+        torch.manual_seed(0)
+        trainer = bundle.build(tmp_path, data, overlays, **overrides | short | own | {"max_epochs": 1} | first)
+        classifiers.append(trainer.network.classifier.weight.clone())
+        trainer.run()
+        learning = [each for group in trainer.optimizer.param_groups for each in group["params"]]
+        assert all(each.grad is not None and each.isfinite().all() for each in learning)
+        losses.add(trainer.state.output["loss"].item())
+    labelled = len({item["case"] for item in trainer.data_loader.dataset.labelled})
+    assert labelled == overrides.get("labelled", 4) and all(map(torch.equal, classifiers, classifiers[:1] * len(rows)))
+    # the same in the first step are the blocks, which are silent then, and runs of another length
+    assert len(rows) > 8 and len(losses) >= 7

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from common.networks import VNet, find_linear_head
+from common.networks import VNet, forward_with_inputs
 from diffcl_ssl import bundle_root
 from diffcl_ssl.diffusion import Diffusion, DiffusionNetwork
 
@@ -108,14 +108,11 @@ def test_any_size_comes_back_and_gradients_reach_all_parameters(size):
     assert all(grad.abs().sum() > 0 for name, grad in grads.items() if name.startswith(("time", "shifts")))
 
 
-def test_the_head_is_linear_in_the_features_and_nothing_stays_behind_a_pass():
+def test_the_classifier_is_linear_in_the_features_and_nothing_stays_behind_a_pass():
     network, arguments = make(), inputs(2, 16, 19)
-    seen = []
-    find_linear_head(network, "head").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    logits = network(*arguments)
-    features = network.features(*arguments)
-    assert torch.equal(seen[0], features) and features.shape == (2, 4, 16, 19)
-    torch.testing.assert_close(F.conv2d(features, network.head.weight, network.head.bias), logits)
+    logits, (features,) = forward_with_inputs(network, [network.classifier], *arguments)
+    assert features.shape == (2, 4, 16, 19)
+    torch.testing.assert_close(F.conv2d(features, network.classifier.weight, network.classifier.bias), logits)
     with pytest.raises(RuntimeError):
         network(arguments[0].double(), *arguments[1:])  # fails within the pass
     torch.testing.assert_close(network(*arguments), logits, rtol=0, atol=0)
@@ -231,8 +228,9 @@ def square(corner):
     return (((rows >= 0) & (rows < 8))[:, :, None] & ((columns >= 0) & (columns < 8))[:, None]).long()
 
 
-def config():
-    return json.loads((Path(bundle_root()) / "configs" / "train.json").read_text(encoding="utf-8"))
+def peer():
+    """What the config says of the diffusion network's times."""
+    return json.loads((Path(bundle_root()) / "configs" / "train.json").read_text(encoding="utf-8"))["peer"]
 
 
 def test_a_network_learns_to_take_the_noise_off():
@@ -264,7 +262,7 @@ def test_a_network_learns_to_take_the_noise_off():
 @pytest.mark.parametrize("low_noise", [False, True])
 def test_what_is_shown_does_not_matter_to_a_network_trained_at_the_times_of_the_config(low_noise):
     """It finds the square of the image; trained at low noise it takes the one that it is shown."""
-    times = (0.0, 0.2) if low_noise else config()["times"]
+    times = (0.0, 0.2) if low_noise else peer()["times"]
     torch.manual_seed(0)
     network, diffusion = DiffusionNetwork(**{**OPTIONS, "out_channels": 2, "norm": "group"}), Diffusion(2)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -287,7 +285,7 @@ def test_what_is_shown_does_not_matter_to_a_network_trained_at_the_times_of_the_
 
 def test_noised_labels_alone_say_little_at_the_times_of_the_config():
     """A blur finds a structure in labels noised to T/2: so could a network that never looks at the image."""
-    options, found = config(), {}
+    options, found = peer(), {}
     place = torch.stack(torch.meshgrid(*[torch.arange(32.0) - 16] * 3, indexing="ij"))
     structure = (place / torch.tensor([9.0, 6, 6]).view(3, 1, 1, 1)).square().sum(0) < 1
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.networks import HighFrequencyMamba, VNet, find_linear_head
+from common.networks import HighFrequencyMamba, VNet, forward_with_features
 from diffcl_ssl.network import ConvolutionalNetwork
 
 OPTIONS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "width": 4, "norm": "instance"}
@@ -99,12 +99,11 @@ def test_gradients_wake_the_scale_first_and_then_the_block():
             assert got == ({"scale"} if scale == 0 else {name for name, _ in block.named_parameters()})
 
 
-def test_the_head_is_linear_and_any_size_comes_back():
+def test_the_classifier_is_linear_and_any_size_comes_back():
     network, image = awake(), noise(1, 1, 5, 18, 9)
-    seen = []
-    find_linear_head(network, "head").register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    assert network(image).shape == (1, 3, 5, 18, 9)
-    assert torch.equal(seen[0], network.features(image)) and seen[0].shape == (1, 4, 5, 18, 9)
+    logits, features = forward_with_features(network, image)
+    assert torch.equal(logits, network(image)) and logits.shape == (1, 3, 5, 18, 9)
+    assert torch.equal(network.classifier(features), logits) and features.shape == (1, 4, 5, 18, 9)
 
 
 LOAD = """

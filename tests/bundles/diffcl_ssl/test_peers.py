@@ -17,12 +17,12 @@ class Denoiser(nn.Module):
         super().__init__()
         torch.manual_seed(2)
         self.body = nn.Sequential(nn.Conv2d(1 + CLASSES, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.Dropout(0.3))
-        self.head = nn.Conv2d(WIDTH, CLASSES, 1)
+        self.classifier = nn.Conv2d(WIDTH, CLASSES, 1)
         self.shown = []
 
     def forward(self, image, noised, times):
         self.shown.append((image, noised, times, self.training, torch.is_grad_enabled()))
-        return self.head(self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / STEPS)
+        return self.classifier(self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / STEPS)
 
 
 def make(wrap=None, **options):
@@ -38,7 +38,7 @@ def make_images(count=2):
 def test_a_plain_peer_sees_the_image_alone():
     torch.manual_seed(0)
     network = nn.Sequential()
-    network.body, network.head = nn.Conv2d(1, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, CLASSES, 1)
+    network.body, network.classifier = nn.Conv2d(1, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, CLASSES, 1)
     image, labels = make_images()
     for wrapped in (network, nn.DataParallel(network)):
         peer = PlainPeer(wrapped)
@@ -50,7 +50,7 @@ def test_a_plain_peer_sees_the_image_alone():
 
 
 def test_a_diffusion_peer_sees_the_image_and_noised_labels():
-    """Each image at a time of its own; features are the head's input, with the gradient of the one pass."""
+    """Each image at a time of its own; features are the classifier's input, with the gradient of the one pass."""
     peer = make()
     image, labels = make_images()
     torch.manual_seed(9)
@@ -61,15 +61,15 @@ def test_a_diffusion_peer_sees_the_image_and_noised_labels():
     ((shown, label, time, training, _),) = peer.network.shown
     assert shown is image and torch.equal(label, noised) and torch.equal(time, times) and training
     assert torch.equal(seen.noise, times / STEPS) and times[0] != times[1]
-    assert torch.equal(peer.network.head(seen.features), seen.logits)
+    assert torch.equal(peer.network.classifier(seen.features), seen.logits)
     seen.logits.sum().backward()
     assert all(parameter.grad is not None for parameter in peer.network.parameters())
-    assert not peer.network.head._forward_pre_hooks
+    assert not peer.network.classifier._forward_pre_hooks
 
 
-def test_the_head_is_found_by_name_inside_a_wrapper():
+def test_the_classifier_is_found_inside_a_wrapper():
     assert make(nn.DataParallel)(*make_images()).features.shape == (2, WIDTH, 8, 8)
-    with pytest.raises(ValueError, match="'head' is not a linear head"):  # not a wrapper: there is no such layer
+    with pytest.raises(ValueError, match="Sequential.classifier: expected nn.Linear or .*found no such layer"):
         make(nn.Sequential)(*make_images())
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.semi_supervised.bases import Voxels
+from common.semi_supervised import Voxels
 from diffcl_ssl.peers import Seen
 from diffcl_ssl.propagation import LabelPropagation, LabelPropagationLoss
 

@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 from common.engine import ObjectiveTrainer
-from common.semi_supervised.bases import Mixer
-from common.semi_supervised.objective import SemiSupervisedObjective
-from common.semi_supervised.teacher import MeanTeacher, TeacherUpdate
+from common.semi_supervised import Mixer, SemiSupervisedObjective
 from diffcl_ssl.diffusion import Diffusion, DiffusionNetwork
 from diffcl_ssl.network import ConvolutionalNetwork
+from diffcl_ssl.objective import CrossSupervision
+from diffcl_ssl.peers import DiffusionPeer
 from diffcl_ssl.propagation import LabelPropagation, LabelPropagationLoss
-from diffcl_ssl.trainer import CrossSupervision, DiffusionPeer
 
 CLASSES, WIDTH, TOTAL = 3, 6, 100
 
@@ -25,17 +24,17 @@ class Denoiser(nn.Module):
         super().__init__()
         torch.manual_seed(2)
         self.body = nn.Sequential(nn.Conv2d(1 + CLASSES, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.Dropout(0.1))
-        self.head = nn.Conv2d(WIDTH, CLASSES, 1)
+        self.classifier = nn.Conv2d(WIDTH, CLASSES, 1)
 
     def forward(self, image, noised, times):
-        return self.head((self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / 100).relu())
+        return self.classifier((self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / 100).relu())
 
 
 def make_network():
     torch.manual_seed(1)
     network = nn.Sequential()
     network.body = nn.Sequential(nn.Conv2d(1, WIDTH, 3, padding=1), nn.Tanh(), nn.Dropout(0.2))
-    network.head = nn.Conv2d(WIDTH, CLASSES, 1)
+    network.classifier = nn.Conv2d(WIDTH, CLASSES, 1)
     return network
 
 
@@ -60,25 +59,21 @@ class Run:
         self.network = make_network()
         peer = peer or DiffusionPeer(Denoiser(), Diffusion(CLASSES), times=(0.9, 1.0))
         options = {"propagation_start": 0.0, "ramp": 0.0, "propagation_weight": 1.0, **options}
-        base = CrossSupervision("head", peer, propagation=make_propagation() if propagation else None, **options)
-        self.objective = SemiSupervisedObjective(base, MeanTeacher(self.network, decay=0.9), TOTAL)
-        own = [*self.network.parameters(), *(base.propagation.parameters() if propagation else ())]
-        self.optimizers = [torch.optim.AdamW(each, rate) for each in (own, peer.network.parameters())]
-        self.parts = [self.network, self.objective, *self.optimizers]
+        base = CrossSupervision(peer, propagation=make_propagation() if propagation else None, **options)
+        self.objective = SemiSupervisedObjective(base, total_steps=TOTAL)
+        self.optimizer = torch.optim.AdamW([*self.network.parameters(), *self.objective.parameters()], rate)
+        self.parts = [self.network, self.objective, self.optimizer]
 
     def steps(self, numbers, amp=False):
         terms = []
         torch.manual_seed(numbers[0])
         for number in numbers:
             self.network.train()
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
+            self.optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                _, found = self.objective(self.network, make_batch(number))
+                _, found = self.objective(self.network, make_batch(number), number)
             found["loss"].backward()
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.objective.update_teacher(self.network)
+            self.optimizer.step()
             terms.append({name: value.detach() for name, value in found.items()})
         return terms
 
@@ -106,7 +101,7 @@ def test_weight_zero_repeats_cross_supervision_bit_for_bit():
 @pytest.mark.parametrize("mixer", [None, Mixer(pretrain=0.02)], ids=["apart", "mixed"])
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_run_is_the_run(stop, mixer):
-    """Student, peer, teacher, bank, projections, prototypes, both optimizers and the step are in the state."""
+    """Student, peer, bank, projections, prototypes and the optimizer are in the state; the step is the trainer's."""
 
     def make():
         return Run(peer=DiffusionPeer(Denoiser(), Diffusion(CLASSES)), mixer=mixer)
@@ -123,9 +118,9 @@ def test_a_resumed_run_is_the_run(stop, mixer):
         part.load_state_dict(state)
     assert_same(second.state(), first.state())
     names = second.objective.state_dict().keys()
-    assert {"step", "base.peer.network.head.weight", "base.propagation.bank.features", "base.propagation.bank.pointer",
-            "base.propagation.projection.norm.running_mean", "base.propagation.prototypes.prototypes",
-            "teacher.average.module.head.weight"} <= names  # fmt: skip
+    assert {"base.peer.network.classifier.weight", "base.propagation.bank.features", "base.propagation.bank.pointer",
+            "base.propagation.projection.norm.running_mean",
+            "base.propagation.prototypes.prototypes"} <= names  # fmt: skip
     second.steps(range(stop, 5))
     assert_same(second.state(), whole.state())
     assert second.objective.base.propagation.bank.filled.sum() > 0
@@ -143,34 +138,32 @@ def test_two_networks_learn_the_classes():
 
 
 def test_the_trainer_steps_all_that_learns():
-    """The networks of the bundle, with both optimizers, for two steps of a volume each."""
+    """The networks of the bundle, for two steps of a volume each."""
     torch.manual_seed(0)
     options = {"out_channels": CLASSES, "width": 4, "norm": "instance"}
     network = ConvolutionalNetwork(mamba_stages=(5,), **options)
     peer = DiffusionPeer(DiffusionNetwork(**options), Diffusion(CLASSES))
     propagation = LabelPropagation(CLASSES, 4, loss=LabelPropagationLoss(min_bank=1), confidence=0.0)
-    base = CrossSupervision("head", peer, propagation=propagation, ramp=0.0, propagation_start=0.0)
-    objective = SemiSupervisedObjective(base, MeanTeacher(network))
+    base = CrossSupervision(peer, propagation=propagation, ramp=0.0, propagation_start=0.0)
+    objective = SemiSupervisedObjective(base)
     image, label = torch.randn(2, 2, 1, 16, 16, 16), torch.randint(0, CLASSES, (2, 1, 16, 16, 16))
     learning = nn.ModuleDict({"student": network, "peer": peer, "propagation": propagation})
     before = {name: value.clone() for name, value in learning.named_parameters()}
     trainer = ObjectiveTrainer(
         device=torch.device("cpu"), max_epochs=1, network=network, loss_function=objective,
         train_data_loader=[{"image": image[0], "label": label, "unlabeled": image[1]}] * 2,
-        optimizer=torch.optim.AdamW([*network.parameters(), *propagation.parameters()], 0.01, weight_decay=0),
-        more_optimizers=[torch.optim.AdamW(peer.network.parameters(), 0.01, weight_decay=0)],
-        train_handlers=[TeacherUpdate(objective)],
+        optimizer=torch.optim.AdamW(learning.parameters(), 0.01, weight_decay=0),
     )  # fmt: skip
     trainer.run()
     still = [name for name, value in learning.named_parameters() if torch.equal(value, before[name])]
     # instance norm takes out the bias of a convolution before it, and none of these gets a gradient but by rounding
-    assert not [name for name in still if not name.endswith("bias")] and objective.step == 2
+    assert not [name for name in still if not name.endswith("bias")]
     assert all(value.isfinite().all() for value in learning.state_dict().values())
 
 
 def test_every_term_is_a_number_also_under_autocast():
     for amp in (False, True):
-        for terms in Run(confidence=0.4).steps(range(3), amp):
+        for terms in Run().steps(range(3), amp):
             assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
             assert {"loss", "seg", "pseudo", "seg_peer", "pseudo_peer", "propagation", "prototype", "bank", "positives",
                     "own_negatives"} <= terms.keys()  # fmt: skip
@@ -179,5 +172,5 @@ def test_every_term_is_a_number_also_under_autocast():
 def test_logits_are_those_of_the_labelled_images():
     run = Run()
     run.network.eval()
-    logits, _ = run.objective(run.network, make_batch())
+    logits, _ = run.objective(run.network, make_batch(), 0)
     assert torch.equal(logits, run.network(make_batch()["image"]))

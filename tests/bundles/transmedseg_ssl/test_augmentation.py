@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.semi_supervised.bases import Step, Voxels
-from transmedseg_ssl.augmentation import TransferableAugmentation, mutual_information
+from common.semi_supervised import Step, Voxels
+from transmedseg_ssl.augmentation import TransferableAugmentation
 
 CLASSES, WIDTH, TOTAL = 3, 5, 10
 DIRECTIONS = ["source_to_target", "teacher_to_student"]
@@ -18,7 +18,7 @@ DIRECTIONS = ["source_to_target", "teacher_to_student"]
 def make_network():
     torch.manual_seed(1)
     network = nn.Sequential()
-    network.body, network.head = nn.Conv2d(1, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, CLASSES, 1)
+    network.body, network.classifier = nn.Conv2d(1, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, CLASSES, 1)
     return network
 
 
@@ -32,16 +32,14 @@ def make_step(network, seed=0, size=(2, 16, 16), shown=(0, 1, 2)):
     features = network.body(images[0] + 0.5 * labels[:, None])
     taught = (1.5 * network.body(images[1] - 0.3 * pseudo[:, None]) + 0.2).detach()
     confidence = torch.rand(size, generator=draw)
-    found = network(images[1] - 0.3 * pseudo[:, None])
     return Step(
-        torch.zeros(()), Voxels(features, network.head(features), labels),
-        lambda: Voxels(taught, network.head(taught).detach(), pseudo, confidence), {},
-        found, torch.rand(size, generator=draw) < 0.7,
+        torch.zeros(()), Voxels(features, network.classifier(features), labels),
+        lambda: Voxels(taught, network.classifier(taught).detach(), pseudo, confidence),
     )  # fmt: skip
 
 
 def make(**options):
-    return TransferableAugmentation(CLASSES, WIDTH, "head", **{"min_count": 1, "voxels_per_class": 10**6, **options})
+    return TransferableAugmentation(CLASSES, WIDTH, **{"min_count": 1, "voxels_per_class": 10**6, **options})
 
 
 def rows(voxels, k, keep=None):
@@ -68,9 +66,9 @@ def moments(steps, confidence=0.75):
     return found
 
 
-def naive(features, labels, head, strength, shift, cov, clamp=10.0):
+def naive(features, labels, classifier, strength, shift, cov, clamp=10.0):
     """Mean of the bound, one voxel after the other in float64."""
-    weight, bias = head.weight.detach().flatten(1).double().numpy(), head.bias.detach().double().numpy()
+    weight, bias = classifier.weight.detach().flatten(1).double().numpy(), classifier.bias.detach().double().numpy()
     losses = []
     flat = features.detach().movedim(1, -1).reshape(-1, WIDTH).double().numpy()
     for f, y in zip(flat, labels.flatten().tolist(), strict=True):
@@ -128,7 +126,7 @@ def test_the_same_confidence_of_the_student():
         found = matched.student.pooled().mean[k].numpy()
         np.testing.assert_allclose(found, rows(step.labelled, k, sure).mean(0), rtol=1e-4, atol=1e-5)
     shift, cov = (value.double().numpy() for value in matched.differences())  # all labelled voxels are in the loss
-    expected = naive(step.labelled.features, step.labelled.labels, network.head, 0.125, shift, cov)
+    expected = naive(step.labelled.features, step.labelled.labels, network.classifier, 0.125, shift, cov)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -185,9 +183,9 @@ def test_the_bound_voxel_by_voxel(direction, mean_shift, covariance):
         labels = torch.where(sure, step.unlabelled.labels, -1)
         features, shift, cov = step.unlabelled.features, student - teacher, student_cov
     cov = {"full": cov, "diag": cov * np.eye(WIDTH), "none": 0 * cov}[covariance]
-    expected = naive(features, labels, network.head, 0.4, shift * mean_shift, cov)
+    expected = naive(features, labels, network.classifier, 0.4, shift * mean_shift, cov)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    bare = naive(features, labels, network.head, 0.0, shift, cov)
+    bare = naive(features, labels, network.classifier, 0.0, shift, cov)
     assert (abs(bare - expected) > 1e-3) == (mean_shift or covariance != "none")
 
 
@@ -207,7 +205,7 @@ def test_the_strength_grows_until_the_schedules_end(number, strength):
     loss, _ = tsa(network, step, number, TOTAL)
     (student, _), (teacher, cov) = moments([step])
     found = step.labelled
-    expected = naive(found.features, found.labels, network.head, strength, teacher - student, cov)
+    expected = naive(found.features, found.labels, network.classifier, strength, teacher - student, cov)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -225,7 +223,7 @@ def test_a_class_hardly_seen_has_no_margin(direction, scarce):
         voxels.labels[0, 0, :9], voxels.confidence[0, 0, :9] = 1, 0.9
     tsa(network, step, 5, TOTAL)
     shift, cov = tsa.differences()
-    margins = tsa.loss.margins(network.head.weight.flatten(1), 1.0, shift, cov)
+    margins = tsa.loss.margins(network.classifier.weight.flatten(1), 1.0, shift, cov)
     assert (margins[1] == 0).all() and (shift[1] == 0).all() and (cov[1] == 0).all()
     assert (margins[0, 1:].abs() > 1e-4).all() and (margins[2, :2].abs() > 1e-4).all()
     voxels.labels[0, 1, 0] = 1  # the tenth; counts go on from step to step
@@ -245,49 +243,12 @@ def test_classes_and_confidence_that_never_come(direction):
     loss, _ = make(direction=direction, confidence=1.1)(network, step, 5, TOTAL)
     loss.backward()
     assert (loss == 0) == (direction == "teacher_to_student")
-    assert network.head.weight.grad.isfinite().all() and network.head.weight.grad.any() == (loss > 0)
+    assert network.classifier.weight.grad.isfinite().all() and network.classifier.weight.grad.any() == (loss > 0)
 
 
 def test_a_memory_too_short_to_count_is_refused():
     with pytest.raises(ValueError, match="max_count=100 would keep classes below min_count=256"):
         make(max_count=100, min_count=256)
-
-
-# --- on unlabelled voxels of the student ---
-
-
-def test_pseudo_labelled_voxels_of_the_student_count_like_labelled_ones():
-    """Those shown and confident; of the others nothing."""
-    network = make_network()
-    step, tsa = make_step(network), make(on_unlabelled=True, strength=0.8)
-    loss, _ = tsa(network, step, 5, TOTAL)
-    shift, cov = (value.double().numpy() for value in tsa.differences())
-    taught = torch.where((step.unlabelled.confidence >= 0.75) & step.visible, step.unlabelled.labels, -1)
-    inverse = torch.linalg.pinv(network.head.weight.flatten(1).double())
-    features = ((step.student_logits.movedim(1, -1).double() - network.head.bias) @ inverse.T).movedim(-1, 1)
-    sides = ((step.labelled.features, step.labelled.labels), (features, taught))
-    sums = [(naive(x, y, network.head, 0.4, shift, cov), int((y >= 0).sum())) for x, y in sides]
-    expected = sum(mean * count for mean, count in sums) / sum(count for _, count in sums)
-    assert loss.item() == pytest.approx(expected, rel=1e-5) and sums[1][1] > 20
-    slope = torch.autograd.grad(loss, step.student_logits)[0].any(1)
-    assert torch.equal(slope, taught >= 0)
-    with pytest.raises(ValueError, match="on_unlabelled .* belongs to source_to_target"):
-        make(on_unlabelled=True, direction="teacher_to_student")
-
-
-def test_mutual_information_by_hand():
-    """The least and the most there is; then voxel by voxel, of the voxels shown."""
-    alike, apart = torch.zeros(6, CLASSES), 50 * torch.eye(CLASSES).repeat(2, 1)
-    assert mutual_information(alike).item() == pytest.approx(0, abs=1e-6)
-    assert mutual_information(apart).item() == pytest.approx(math.log(CLASSES), rel=1e-6)
-    network = make_network()
-    step = make_step(network)
-    plainly, _ = make()(network, step, 5, TOTAL)
-    loss, logged = make(mi_weight=0.3)(network, step, 5, TOTAL)
-    p = step.student_logits.movedim(1, -1)[step.visible].detach().double().softmax(1).numpy()
-    expected = (p * np.log(p)).sum(1).mean() - (p.mean(0) * np.log(p.mean(0))).sum()
-    assert logged["information"].item() == pytest.approx(expected, rel=1e-4)
-    assert loss.item() == pytest.approx(plainly.item() - 0.3 * expected, rel=1e-5)
 
 
 # --- gradient ---
@@ -309,7 +270,7 @@ def test_source_to_target_sees_the_memories_as_constants():
     step, tsa = make_step(network), make(strength=2.0)
     loss, _ = tsa(network, step, 5, TOTAL)
     shift, cov = tsa.differences()
-    weight = network.head.weight.flatten(1)
+    weight = network.classifier.weight.flatten(1)
     apart = weight[None] - weight[:, None]
     margin = (apart * shift[:, None]).sum(-1) + 0.5 * torch.einsum("yja,yab,yjb->yj", apart, cov, apart)
     known = step.labelled.labels >= 0
@@ -322,13 +283,13 @@ def test_source_to_target_sees_the_memories_as_constants():
         torch.testing.assert_close(found, slope, rtol=1e-3, atol=1e-6)
 
 
-def test_teacher_to_student_reaches_the_head_alone():
+def test_teacher_to_student_reaches_the_classifier_alone():
     network = make_network()
     step = make_step(network)
     step.unlabelled.features.requires_grad_()
     loss, _ = make(direction="teacher_to_student")(network, step, 5, TOTAL)
     loss.backward()
-    assert network.head.weight.grad.any() and network.head.bias.grad.any()
+    assert network.classifier.weight.grad.any() and network.classifier.bias.grad.any()
     assert all(parameter.grad is None for parameter in network.body.parameters())
     assert step.unlabelled.features.grad is None
 
@@ -337,14 +298,14 @@ def test_teacher_to_student_reaches_the_head_alone():
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_linear_layer_is_a_head_too(direction):
+def test_a_linear_layer_is_a_classifier_too(direction):
     """As wide as the image, where a mix-up of the axes would go unseen."""
     network = make_network()
     step = make_step(network, size=(4, WIDTH, WIDTH))
     expected, _ = make(direction=direction)(network, step, 5, TOTAL)
     linear = nn.Linear(WIDTH, CLASSES)
-    linear.load_state_dict({"weight": network.head.weight.flatten(1), "bias": network.head.bias})
-    network.head = linear
+    linear.load_state_dict({"weight": network.classifier.weight.flatten(1), "bias": network.classifier.bias})
+    network.classifier = linear
     loss, _ = make(direction=direction)(network, step, 5, TOTAL)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -367,18 +328,18 @@ def test_bfloat16_features(direction):
         loss, logged = tsa(network, step, 5, TOTAL)
     assert {value.dtype for value in (loss, *logged.values(), tsa.teacher.mean)} == {torch.float32}
     loss.backward()
-    assert network.head.weight.grad.isfinite().all()
+    assert network.classifier.weight.grad.isfinite().all()
     (_, cov), _ = moments([step])
     np.testing.assert_allclose(tsa.student.pooled().cov.numpy(), cov, rtol=1e-3, atol=1e-4)
 
 
 def test_volumes():
     network = nn.Sequential()
-    network.body, network.head = nn.Conv3d(1, WIDTH, 3, padding=1), nn.Conv3d(WIDTH, CLASSES, 1)
+    network.body, network.classifier = nn.Conv3d(1, WIDTH, 3, padding=1), nn.Conv3d(WIDTH, CLASSES, 1)
     step = make_step(network, size=(2, 4, 5, 6))
     loss, _ = make()(network, step, 5, TOTAL)
     (student, _), (teacher, cov) = moments([step])
-    expected = naive(step.labelled.features, step.labelled.labels, network.head, 0.125, teacher - student, cov)
+    expected = naive(step.labelled.features, step.labelled.labels, network.classifier, 0.125, teacher - student, cov)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -388,7 +349,7 @@ def test_what_is_logged():
     tsa.loss.max_margin = 0.5
     _, logged = tsa(network, step, 5, TOTAL)
     (student, _), (teacher, cov) = moments([step])
-    weight, means, covs, both = network.head.weight.detach().flatten(1).double().numpy(), [], [], []
+    weight, means, covs, both = network.classifier.weight.detach().flatten(1).double().numpy(), [], [], []
     for y in range(CLASSES):
         for j in range(CLASSES):
             if j != y:

@@ -1,46 +1,54 @@
-"""The configs, where they are not as those of the other semi-supervised bundles: volumes, settings that build."""
+"""Every row of the comparisons: it trains a step, and its objective has what the row names."""
 
 import pytest
-from monai.networks.nets import BasicUNet
+from torch import nn
 
-from common.engine import ObjectiveTrainer
+from common.description import describe
 from common.networks.vnet import VNet
-from common.semi_supervised import CopyPaste
+from common.semi_supervised import CopyPaste, MeanTeacherConsistency, Supervised
+from transmedseg_ssl.network import UNet
 
 pytestmark = pytest.mark.usefixtures("restored")
 COMPARISONS = ("compare", "compare_hippocampus", "compare_la")
-# keys of train.json to attributes of the augmentation
-NAMES = {f"tsa_{name}": name for name in ("strength", "direction", "mean_shift", "confidence", "match_confidence")}
+BASES = {"mean_teacher": MeanTeacherConsistency, "uamt": MeanTeacherConsistency, "supervised": Supervised}
+# keys of train.json to where the description of the objective has them
+PLACES = {"tsa_weight": "augmentation_weight", "tsa_strength": "augmentation::strength"}
 
 
-def test_inference_of_volumes_uses_the_inferer_and_the_network_of_training(bundle):
-    train, inference = bundle.read("volume"), bundle.read("volume_inference")
-    assert train["validate::inferer"] == inference["inferer"]
-    assert train["spatial_dims"] == inference["spatial_dims"]
-    for key in ("patch_size", "width"):
-        assert f"$@trained.get('{key}', {train[key]})" == inference[key]
-    network = {**train["network_def"], "out_channels": None}
-    assert network == {**inference["network_def"], "out_channels": None}
+def look_up(description, key):
+    for part in PLACES.get(key, key).split("::"):
+        description = description[part]
+    return description
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_every_setting_of_a_comparison_builds(bundle, tmp_path, name):
-    """Into a trainer whose objective has what the setting names."""
+def test_every_row_of_a_comparison_trains(bundle, tmp_path, name):
     data = bundle.write(tmp_path / "set", training=3, unlabeled=1, validation=1)
-    overrides, settings = bundle.settings(name)
-    for setting in settings:
-        files = [setting["config"].removesuffix(".json")] if "config" in setting else []
-        own = {key: value for key, value in setting.items() if key != "config"}
-        sizes = {"patch_size": [32] * (2 + len(files)), "width": 4}
-        trainer = bundle.build(tmp_path, data, files, **overrides | sizes | own)
-        assert isinstance(trainer, ObjectiveTrainer) and isinstance(trainer.network, VNet if files else BasicUNet)
-        objective, base = trainer.loss_function, setting.get("base", "bcp")
-        assert objective.base.needs_teacher == (base != "supervised")
-        assert isinstance(objective.base, CopyPaste) == (base == "bcp")
-        assert getattr(objective.base, "passes", 0) == (4 if base == "uamt" else 0)
-        found = {key: getattr(objective.augmentation, NAMES[key]) for key in setting.keys() & NAMES}
-        assert found == {key: setting[key] for key in found}
-        assert objective.augmentation_weight == setting.get("tsa_weight", 1.0)
-        cov, kind = objective.augmentation.student.cov, setting.get("tsa_covariance", "full")
-        assert (None if cov is None else cov.ndim) == {"full": 4, "diag": 3, "none": None}[kind]
-        assert objective.augmentation.loss.reduction == setting.get("tsa_reduction", "mean")
+    overrides, rows = bundle.rows(name)
+    short = {"max_epochs": 1, "iterations_per_epoch": 1, "batch_size": 2, "network_def::width": 4, "amp": False}
+    losses = set()
+    for overlays, own in rows:
+        volumes = "volume" in overlays
+        # the first step already sees unlabelled images
+        pretrain = {} if {*overlays} & {*BASES} else {"base::pretrain": 0.0}
+        options = overrides | short | {"patch_size": [16] * 3 if volumes else [32, 32]} | pretrain | own
+        trainer = bundle.build(tmp_path, data, overlays, **options)
+        assert isinstance(trainer.network, VNet if volumes else UNet)
+        objective = trainer.loss_function
+        (kind,) = {BASES[overlay] for overlay in overlays if overlay in BASES} or {CopyPaste}
+        assert type(objective.base) is kind and (objective.teacher is None) == (kind is Supervised)
+        assert getattr(objective.base, "passes", 0) == (4 if "uamt" in overlays else 0)
+        description = describe(objective, strict=False)
+        assert {key: look_up(description, key) for key in own} == own
+        trainer.run()
+        assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
+        assert ("tsa" in trainer.state.output) == (objective.augmentation is not None)
+        losses.add(trainer.state.output["loss"].item())
+    assert len(losses) > 3
+
+
+def test_without_the_augmentation_there_is_none(bundle, tmp_path):
+    """Neither in rivals nor among labels alone."""
+    for overlays, options in ((["supervised"], {}), ([], {"augmentation": None})):
+        objective = bundle.build(tmp_path, overlays=overlays, **bundle.sizes | options).loss_function
+        assert objective.augmentation is None and isinstance(objective.base, nn.Module)

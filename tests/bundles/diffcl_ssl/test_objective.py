@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from common.semi_supervised.bases import Mixer, outside_box, sigmoid_ramp
-from common.semi_supervised.region_loss import DiceCERegionLoss
-from common.semi_supervised.teacher import MeanTeacher
+from common.losses import DiceCERegionLoss
+from common.semi_supervised import Mixer, sigmoid_ramp
+from common.semi_supervised.copy_paste import outside_box
 from diffcl_ssl.diffusion import Diffusion
-from diffcl_ssl.peers import Seen
+from diffcl_ssl.objective import CrossSupervision, agreement
+from diffcl_ssl.peers import DiffusionPeer, PlainPeer, Seen
 from diffcl_ssl.propagation import LabelPropagation, LabelPropagationLoss
-from diffcl_ssl.trainer import CrossSupervision, DiffusionPeer, PlainPeer, agreement
 
 CLASSES, WIDTH, TOTAL = 3, 6, 100
 LOSS = DiceCERegionLoss()
@@ -25,17 +25,17 @@ class Denoiser(nn.Module):
         super().__init__()
         torch.manual_seed(2)
         self.body = nn.Sequential(nn.Conv2d(1 + CLASSES, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.Dropout(0.1))
-        self.head = nn.Conv2d(WIDTH, CLASSES, 1)
+        self.classifier = nn.Conv2d(WIDTH, CLASSES, 1)
 
     def forward(self, image, noised, times):
-        return self.head((self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / 100).relu())
+        return self.classifier((self.body(torch.cat([image, noised], 1)) + times.view(-1, 1, 1, 1) / 100).relu())
 
 
 def make_network(seed=1):
     torch.manual_seed(seed)
     network = nn.Sequential()
     network.body = nn.Sequential(nn.Conv2d(1, WIDTH, 3, padding=1), nn.Tanh())
-    network.head = nn.Conv2d(WIDTH, CLASSES, 1)
+    network.classifier = nn.Conv2d(WIDTH, CLASSES, 1)
     return network
 
 
@@ -70,7 +70,7 @@ def scripted(reliable=(True, True, True, True), **options):
 
 
 def run(base, network, batch=None, step=10):
-    return base(network, MeanTeacher(network), make_batch() if batch is None else batch, step, TOTAL)
+    return base(network, None, make_batch() if batch is None else batch, step, TOTAL)
 
 
 # --- the loss ---
@@ -80,7 +80,7 @@ def run(base, network, batch=None, step=10):
 def test_loss_by_hand(step, ramp):
     network, peer = make_network(1), make_network(2)
     batch = make_batch()
-    done = run(CrossSupervision("head", PlainPeer(peer), weight=0.7, largest_component=False), network, batch, step)
+    done = run(CrossSupervision(PlainPeer(peer), weight=0.7, largest_component=False), network, batch, step)
     image, label, other = batch["image"], batch["label"][:, 0], batch["unlabeled"]
     expected = {
         "seg": LOSS(network(image), label),
@@ -98,10 +98,10 @@ def test_loss_by_hand(step, ramp):
 
 
 def test_another_loss_and_schedule():
-    loss = DiceCERegionLoss(include_background=False)
-    base = CrossSupervision("head", PlainPeer(make_network(2)), loss, ramp=0.0)
+    loss = nn.CrossEntropyLoss(ignore_index=-1)
+    base = CrossSupervision(PlainPeer(make_network(2)), loss, ramp=0.0)
     done = run(base, make_network(), step=0)
-    assert base.start(TOTAL) == 0 and base.needs_teacher
+    assert base.start(TOTAL) == 0 and not base.needs_teacher
     assert torch.equal(done.terms["seg"], loss(done.labelled.logits, done.labelled.labels))
     parts = sum(done.terms[name].item() for name in ("seg", "pseudo", "seg_peer", "pseudo_peer"))
     assert done.loss.item() == pytest.approx(parts, rel=1e-6)
@@ -123,7 +123,7 @@ def test_mixtures_by_hand():
     network, peer, batch = make_network(1), scripted(reliable=(True, False, True, True)), make_batch()
     shown, outside = [], drawn_box()
     network.register_forward_pre_hook(lambda module, args: shown.append((args[0], module.training)))
-    base = CrossSupervision("head", peer, weight=0.7, ramp=0.0, largest_component=False, mixer=Mixer())
+    base = CrossSupervision(peer, weight=0.7, ramp=0.0, largest_component=False, mixer=Mixer())
     done = run(base, network, batch, step=30)
     other, image, label = batch["unlabeled"], batch["image"].clone(), batch["label"][:, 0].clone()
     own, pseudo, taught = network(other).argmax(1), torch.full_like(label, -1), torch.full_like(label, -1)
@@ -153,7 +153,7 @@ def test_mixtures_by_hand():
 
 def test_before_mixtures_both_learn_from_labelled_images_pasted_into_each_other():
     network, peer, batch = make_network(1), make_network(2), make_batch()
-    base, outside = CrossSupervision("head", PlainPeer(peer), mixer=Mixer(pretrain=0.3)), drawn_box()
+    base, outside = CrossSupervision(PlainPeer(peer), mixer=Mixer(pretrain=0.3)), drawn_box()
     del batch["unlabeled"]
     done = run(base, network, batch, step=29)
     image, label = batch["image"], batch["label"][:, 0]
@@ -171,7 +171,7 @@ def test_the_contrast_waits_for_a_fifth_of_the_steps_with_unlabelled_images(mixe
         def forward(self, labelled, **others):
             return torch.tensor(2.0), torch.tensor(3.0), {}
 
-    base = CrossSupervision("head", PlainPeer(make_network(2)), propagation=Propagation(), ramp=0.0, mixer=mixer)
+    base = CrossSupervision(PlainPeer(make_network(2)), propagation=Propagation(), ramp=0.0, mixer=mixer)
     drawn_box()
     for step, expected in ((first - 1, 3.0), (first, 3.0 + 0.1 * 2.0)):
         done = run(base, make_network(1), step=step)
@@ -183,7 +183,7 @@ def test_on_mixtures_unlabelled_voxels_alone_are_contrasted():
     network, peer, seen = make_network(1), PlainPeer(make_network(2)), {}
     propagation = LabelPropagation(CLASSES, WIDTH, loss=LabelPropagationLoss(min_bank=1))
     propagation.register_forward_pre_hook(lambda module, args, options: seen.update(options), with_kwargs=True)
-    base = CrossSupervision("head", peer, propagation=propagation, mixer=Mixer(pretrain=0.0))
+    base = CrossSupervision(peer, propagation=propagation, mixer=Mixer(pretrain=0.0))
     outside = drawn_box()
     run(base, network)
     assert torch.equal(seen["where"], torch.stack([~outside, ~outside, outside, outside]))
@@ -198,10 +198,10 @@ def test_pseudo_labels_are_one_component_of_each_class():
     logits = 9 * torch.eye(CLASSES)[torch.zeros(4, 12, 12, dtype=torch.long)].movedim(-1, 1)
     logits[:, :, 2:6, 2:6] = logits[:, :, 9:10, 9:10] = 9 * torch.eye(CLASSES)[2].view(1, CLASSES, 1, 1)
     peer.logits = logits
-    network.body, network.head = nn.Identity(), nn.Conv2d(1, CLASSES, 1)
-    network.forward = lambda image: network.head(torch.cat([image] * 4, 1)) * 0 + logits  # sees no image
-    network.head = nn.Conv2d(4, CLASSES, 1)
-    done = run(CrossSupervision("head", peer), network)
+    network.body, network.classifier = nn.Identity(), nn.Conv2d(1, CLASSES, 1)
+    network.forward = lambda image: network.classifier(torch.cat([image] * 4, 1)) * 0 + logits  # sees no image
+    network.classifier = nn.Conv2d(4, CLASSES, 1)
+    done = run(CrossSupervision(peer), network)
     kept = torch.zeros(4, 12, 12, dtype=torch.long)
     kept[:, 2:6, 2:6] = 2
     assert torch.equal(peer.shown[1][1], kept)
@@ -209,43 +209,24 @@ def test_pseudo_labels_are_one_component_of_each_class():
         assert done.terms[name].item() == pytest.approx(LOSS(logits, kept).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("confidence", [0.5, 0.6])
-def test_unsure_pseudo_labels_do_not_count_either_way(confidence):
-    """But the peer is shown them, since a label map with holes cannot be noised."""
-    peer, network, batch = scripted(reliable=(True, False, True, True)), make_network(), make_batch()
-    with torch.no_grad():
-        network.head.weight.mul_(3)
-    base = CrossSupervision("head", peer, confidence=confidence, largest_component=False)
-    done = run(base, network, batch)
-    found = network(batch["unlabeled"])
-    own, taught = (torch.where(x.softmax(1).amax(1) >= confidence, x.argmax(1), -1) for x in (found, peer.logits))
-    taught[1] = -1
-    assert 0.2 < (own >= 0).float().mean() < 0.95 and (peer.shown[1][1] >= 0).all()
-    assert done.terms["pseudo"].item() == pytest.approx(LOSS(found, taught).item(), rel=1e-6)
-    assert done.terms["pseudo_peer"].item() == pytest.approx(LOSS(peer.logits, own).item(), rel=1e-6)
-    sure = (taught >= 0)[[0, 2, 3]].float().mean()
-    assert done.terms["certain"].item() == pytest.approx(sure.item()) and 0.2 < sure < 0.95
-
-
 def test_images_on_which_the_peer_is_not_reliable_do_not_count():
     network, batch = make_network(), make_batch()
     for reliable in ((True, False, False, True), (False, False, False, False)):
         peer = scripted(reliable)
-        done = run(CrossSupervision("head", peer, largest_component=False), network, batch)
+        done = run(CrossSupervision(peer, largest_component=False), network, batch)
         rows = torch.tensor(reliable)
         expected = LOSS(network(batch["unlabeled"][rows]), peer.logits[rows].argmax(1)).item() if rows.any() else 0
         assert done.terms["pseudo"].item() == pytest.approx(expected, rel=1e-5)
         assert done.terms["pseudo_peer"] > 0  # the peer learns on all of them
         done.loss.backward()
         assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
-    assert "certain" not in done.terms
 
 
 def test_a_peer_that_samples_teaches_what_it_sampled():
     peer, network, batch = scripted(), make_network(), make_batch()
     sampled = torch.randn(4, CLASSES, 12, 12)
     peer.teach = lambda image, seen: (sampled, torch.tensor([True, True, True, False]))
-    done = run(CrossSupervision("head", peer, largest_component=False), network, batch)
+    done = run(CrossSupervision(peer, largest_component=False), network, batch)
     expected = LOSS(network(batch["unlabeled"][:3]), sampled[:3].argmax(1))
     assert done.terms["pseudo"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -257,14 +238,14 @@ def test_labelled_and_unlabelled_images_pass_one_after_the_other():
     peer, network, batch, seen = make_network(2), make_network(), make_batch(), []
     for name, module in (("student", network), ("peer", peer)):
         module.register_forward_pre_hook(lambda module, args, name=name: seen.append((name, args[0])))
-    run(CrossSupervision("head", PlainPeer(peer)), network, batch)
+    run(CrossSupervision(PlainPeer(peer)), network, batch)
     assert [name for name, _ in seen] == ["student", "student", "peer", "peer"]
     assert all(image is batch[key] for (_, image), key in zip(seen, ["image", "unlabeled"] * 2, strict=True))
 
 
 def test_the_peer_is_shown_true_labels_and_the_students():
     peer, network, batch = scripted(), make_network(), make_batch()
-    run(CrossSupervision("head", peer, largest_component=False), network, batch)
+    run(CrossSupervision(peer, largest_component=False), network, batch)
     (image, labels), (other, own) = peer.shown
     assert image is batch["image"] and torch.equal(labels, batch["label"][:, 0])
     assert other is batch["unlabeled"] and torch.equal(own, network(other).argmax(1))
@@ -281,7 +262,7 @@ def test_no_gradient_passes_from_one_network_to_the_other(kind):
     diffusion = DiffusionPeer(Denoiser(), Diffusion(CLASSES), times=(0.9, 1.0))
     peer = PlainPeer(make_network(2)) if kind == "plain" else diffusion
     torch.manual_seed(0)
-    done = run(CrossSupervision("head", peer, propagation=propagation), network)
+    done = run(CrossSupervision(peer, propagation=propagation), network)
     reached = {}
     for name in ("seg", "pseudo", "seg_peer", "pseudo_peer", "propagation", "prototype"):
         for part, module in (("student", network), ("peer", peer), ("propagation", propagation)):
@@ -304,7 +285,7 @@ def test_no_gradient_passes_from_one_network_to_the_other(kind):
 def test_a_network_cannot_be_its_own_peer(wrap):
     network = make_network()
     with pytest.raises(ValueError, match="the peer's network is the student itself"):
-        run(CrossSupervision("head", PlainPeer(wrap(network))), network)
+        run(CrossSupervision(PlainPeer(wrap(network))), network)
 
 
 # --- propagation ---
@@ -323,14 +304,14 @@ def test_propagation_enters_after_a_while_and_prototypes_at_once(step, weight):
     network, propagation = make_network(), Fixed()
     options = {"propagation_weight": 0.2, "weight": 0.5, "largest_component": False}
     peer, batch = scripted(), make_batch()
-    bare = run(CrossSupervision("head", peer, **options), network, batch, step)
-    done = run(CrossSupervision("head", peer, propagation=propagation, **options), network, batch, step)
+    bare = run(CrossSupervision(peer, **options), network, batch, step)
+    done = run(CrossSupervision(peer, propagation=propagation, **options), network, batch, step)
     more = 5 + 0.5 * sigmoid_ramp(step, 40) * weight * 3
     assert done.loss.item() == pytest.approx(bare.loss.item() + more, rel=1e-6)
     assert done.terms.keys() - bare.terms.keys() == {"propagation"}
     labelled, unlabelled, seen, number = propagation.given
     assert labelled is done.labelled and number == step and seen.logits is peer.logits
-    assert torch.equal(network.head(unlabelled), network(batch["unlabeled"])) and unlabelled.requires_grad
+    assert torch.equal(network.classifier(unlabelled), network(batch["unlabeled"])) and unlabelled.requires_grad
 
 
 # --- agreement ---
