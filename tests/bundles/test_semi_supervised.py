@@ -40,7 +40,7 @@ CHANGES = {
         ({"zoom": 0.5, "labelled": 1}, ["model.preprocessing.zoom was 1.0 and is now 0.5",
                                         "labelled was null and is now 1"]),
         ({"tsa_strength": 0.5}, ["objective.augmentation.strength was 0.25 and is now 0.5"]),
-        ({"augmentation::loss::reduction": "class"},
+        ({"feature_augmentation::loss::reduction": "class"},
          ['objective.augmentation.loss.reduction was "mean" and is now "class"']),
         ({"overlay": ["uamt"]}, ['objective.base.class was "common.semi_supervised.copy_paste.CopyPaste" and is now '
                                  '"common.semi_supervised.mean_teacher.MeanTeacherConsistency"',
@@ -206,7 +206,8 @@ def test_evaluation_scores_the_saved_model_again(bundle, tmp_path, trained):
 
 # bundle, overlays, other settings: all that makes another model, each in a size of seconds
 MODELS = [
-    ("transmedseg_ssl", [], {"network_def::width": 6, "patch_size": [32, 48], "zoom": [0.8, 0.8, 1.0], "cleanup": []}),
+    ("transmedseg_ssl", [], {"network_def::width": 6, "patch_size": [32, 48], "zoom": [0.8, 0.8, 1.0], "cleanup": [],
+                             "preprocessing_def::intensity": ["percentiles"]}),
     ("transmedseg_ssl", ["paper"], {"network_def::width": 5, "patch_size": [32, 32]}),
     ("transmedseg_ssl", ["volume"], {"network_def::width": 4, "patch_size": [32, 16, 16], "zoom": [0.5, 0.5, 1.0]}),
     ("transmedseg_ssl", ["volume", "volume_paper"], {"network_def::width": 4, "patch_size": [16, 16, 16]}),

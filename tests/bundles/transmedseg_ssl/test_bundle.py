@@ -41,7 +41,7 @@ def test_every_base_with_a_teacher_trains_in_both_directions(bundle, tmp_path, o
     options = {"max_epochs": 1, "tsa_strength": 1.0} | ({} if overlay else {"base::pretrain": 0.0})
     models = []
     for direction in ("source_to_target", "teacher_to_student"):
-        more = {"augmentation::direction": direction}
+        more = {"feature_augmentation::direction": direction}
         checkpoint, model = bundle.train(tmp_path / direction, overlay=overlay, **options | more)
         updates, features = counts_of(checkpoint)
         assert updates == 3 and features > 0
@@ -51,7 +51,7 @@ def test_every_base_with_a_teacher_trains_in_both_directions(bundle, tmp_path, o
 
 
 # what is built: networks, teachers, memories of classes, optimizers; MONAI drops overrides that are None
-BUILT = [([], {}, [1, 1, 2, 1]), (["mean_teacher"], {}, [1, 1, 2, 1]), ([], {"augmentation": "$None"}, [1, 1, 0, 1]),
+BUILT = [([], {}, [1, 1, 2, 1]), (["mean_teacher"], {}, [1, 1, 2, 1]), ([], {"feature_augmentation": "$None"}, [1, 1, 0, 1]),
          (["supervised"], {}, [1, 0, 0, 1]),
          (["volume", "supervised"], {"patch_size": [16, 16, 16]}, [1, 0, 0, 1])]  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_photographs(bundle, tmp_path):
 def test_a_classifier_too_narrow_for_the_augmentation_is_refused_before_the_first_update(bundle, tmp_path):
     options = bundle.tiny | {"patch_size": [32, 32, 16], "network_def::width": 3, "batch_size": 2, "max_epochs": 1,
                              "base::pretrain": 0.9}  # fmt: skip
-    bundle.build(tmp_path, overlays=["volume"], **options, augmentation=None).run()
+    bundle.build(tmp_path, overlays=["volume"], **options, feature_augmentation=None).run()
     trainer = bundle.build(tmp_path, overlays=["volume"], **options)
     with pytest.raises(ValueError, match="with no more inputs than outputs: give the network more channels"):
         trainer.run()

@@ -16,7 +16,7 @@ PLACES = {"tsa_weight": "augmentation_weight", "tsa_strength": "augmentation::st
 
 
 def look_up(description, key):
-    for part in PLACES.get(key, key).split("::"):
+    for part in PLACES.get(key, key.removeprefix("feature_")).split("::"):
         description = description[part]
     return description
 
@@ -49,6 +49,6 @@ def test_every_row_of_a_comparison_trains(bundle, tmp_path, name):
 
 def test_without_the_augmentation_there_is_none(bundle, tmp_path):
     """Neither in rivals nor among labels alone."""
-    for overlays, options in ((["supervised"], {}), ([], {"augmentation": None})):
+    for overlays, options in ((["supervised"], {}), ([], {"feature_augmentation": None})):
         objective = bundle.build(tmp_path, overlays=overlays, **bundle.sizes | options).loss_function
         assert objective.augmentation is None and isinstance(objective.base, nn.Module)
