@@ -60,7 +60,7 @@ def save_overlay(
     image, maps = _checked(image, truth, prediction)
     keys = _keys(labels, truth is not None, prediction is not None)
     figure = _figure(*_panels(image, maps, affine, slices), labels, keys)
-    figure.suptitle(_headline(title, dice), color="white", fontsize=12, fontweight="bold", wrap=True)
+    figure.suptitle(_headline(title, dice), color="white", fontsize=12, fontweight="bold", wrap=True, parse_math=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
@@ -164,7 +164,10 @@ def _figure(panels: list[tuple], aspect: float, labels: Mapping[int, str], keys:
     ncols = min(max(int(width / (0.65 + 0.085 * longest)), 1), 6)  # inches of a line and its text in the legend
     figure = Figure(figsize=(width, height + 0.9 + 0.2 * -(-len(keys) // ncols)), facecolor="black",
                     layout="constrained")
-    figure.legend(handles=keys, loc="outside lower center", ncols=ncols, fontsize=10, frameon=False, labelcolor="white")
+    legend = figure.legend(handles=keys, loc="outside lower center", ncols=ncols, fontsize=10, frameon=False,
+                           labelcolor="white")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with two dollar signs is no formula
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.01)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, picture, truth, prediction) in zip(axes, panels, strict=True):

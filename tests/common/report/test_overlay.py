@@ -174,3 +174,12 @@ def test_a_whole_case(tmp_path, monkeypatch, shape):
     assert np.array_equal(image, turned(native.numpy()))
     assert np.array_equal(truth, turned(label.numpy())) and np.array_equal(prediction, turned(found))
     assert affine is case["affine"]
+
+
+def test_names_are_no_formulae(tmp_path):
+    """matplotlib takes what stands between dollar signs for one, and fails at those that are none."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4], mask[5:7] = 1, 2
+    names = {1: "$x^{$", 2: "a$_{b$"}
+    save_overlay(tmp_path / "a.png", np.random.default_rng(0).random((8, 8)), mask, mask, names, title="case $^{$")
+    assert (tmp_path / "a.png").is_file()
