@@ -18,7 +18,7 @@ PARTS = {
     "PANet with position prior": "position alignment", "ALPNet with position prior": "position alignment",
     "ADNet": "alignment", "PANet without alignment": "", "ALPNet without alignment": "",
     "FEM and position prior (default)": "prior position", "none": "", "FEM": "prior", "SCL": "contrast", "MGD": "",
-    "all": "prior contrast", "all, two projections": "prior contrast", "position prior": "position",
+    "all": "prior contrast", "all (two projections)": "prior contrast", "position prior": "position",
     "all and position prior": "prior position contrast",
 }  # fmt: skip
 DECODERS = {"ALPNet": "ALPNetDecoder", "ADNet": "ADNetDecoder", "MGD": "MutualGuidanceDecoder",
@@ -41,7 +41,7 @@ def test_a_row_has_the_parts_of_its_name_and_can_be_rebuilt(group, name):
     assert (loss.kl is not None) == (network.prior is not None)  # the KL is of the prior's latent
     decoder = next((kind for start, kind in DECODERS.items() if name.startswith(start)), "PANetDecoder")
     assert type(network.decoder).__name__ == decoder
-    assert describe(network)["decoder"].get("shared", True) == (name != "all, two projections")
+    assert describe(network)["decoder"].get("shared", True) == (name != "all (two projections)")
     again = rebuild(json.loads(json.dumps(describe(network))))
     again.load_state_dict(network.state_dict(), strict=True)
     assert describe(again) == describe(network)

@@ -102,7 +102,7 @@ def test_without_triton_and_mamba_ssm():
 import sys
 sys.modules |= dict.fromkeys(["triton", "mamba_ssm", "selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda"])
 import torch
-import diffcl_ssl.trainer
+import diffcl_ssl.objective
 from common.selective_scan import available_backends
 from diffcl_ssl.network import ConvolutionalNetwork
 logits = ConvolutionalNetwork(3, 1, 2, 4, "instance", d_state=2)(torch.randn(1, 1, 32, 32, 32))
