@@ -51,7 +51,8 @@ def test_every_base_with_a_teacher_trains_in_both_directions(bundle, tmp_path, o
 
 
 # what is built: networks, teachers, memories of classes, optimizers; MONAI drops overrides that are None
-BUILT = [([], {}, [1, 1, 2, 1]), (["mean_teacher"], {}, [1, 1, 2, 1]), ([], {"feature_augmentation": "$None"}, [1, 1, 0, 1]),
+BUILT = [([], {}, [1, 1, 2, 1]), (["mean_teacher"], {}, [1, 1, 2, 1]),
+         ([], {"feature_augmentation": "$None"}, [1, 1, 0, 1]),
          (["supervised"], {}, [1, 0, 0, 1]),
          (["volume", "supervised"], {"patch_size": [16, 16, 16]}, [1, 0, 0, 1])]  # fmt: skip
 
