@@ -60,7 +60,7 @@ def save_overlay(
     image, maps = _checked(image, truth, prediction)
     keys = _keys(labels, truth is not None, prediction is not None)
     figure = _figure(*_panels(image, maps, affine, slices), labels, keys)
-    figure.suptitle(_headline(title, dice), color="white", fontsize=12, fontweight="bold", wrap=True, parse_math=False)
+    figure.suptitle(_plain(_headline(title, dice)), color="white", fontsize=12, fontweight="bold", wrap=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
@@ -164,10 +164,7 @@ def _figure(panels: list[tuple], aspect: float, labels: Mapping[int, str], keys:
     ncols = min(max(int(width / (0.65 + 0.085 * longest)), 1), 6)  # inches of a line and its text in the legend
     figure = Figure(figsize=(width, height + 0.9 + 0.2 * -(-len(keys) // ncols)), facecolor="black",
                     layout="constrained")
-    legend = figure.legend(handles=keys, loc="outside lower center", ncols=ncols, fontsize=10, frameon=False,
-                           labelcolor="white")
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a name with two dollar signs is no formula
+    figure.legend(handles=keys, loc="outside lower center", ncols=ncols, fontsize=10, frameon=False, labelcolor="white")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.01)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, picture, truth, prediction) in zip(axes, panels, strict=True):
@@ -212,10 +209,16 @@ def _keys(labels: Mapping[int, str], with_truth: bool, with_prediction: bool) ->
     roles = [("truth", True, "-")] * with_truth + [("prediction", False, "--")] * with_prediction
     if len(labels) == 1:
         return [Line2D([], [], color=_colour(labels, 0, t), linestyle=s, label=role) for role, t, s in roles]
-    names = [Line2D([], [], color=_colour(labels, n, True), lw=4, label=name) for n, name in enumerate(labels.values())]
+    names = [Line2D([], [], color=_colour(labels, n, True), lw=4, label=_plain(name))
+             for n, name in enumerate(labels.values())]  # fmt: skip
     return names + [Line2D([], [], color="white", linestyle=style, label=role) for role, _, style in roles]
 
 
 def _headline(title: str, dice: Mapping[str, float] | None) -> str:
     scores = [f"{name} {'absent' if math.isnan(value) else f'{value:.3f}'}" for name, value in (dice or {}).items()]
     return f"{title}   Dice: {', '.join(scores)}" if scores else title
+
+
+def _plain(text: str) -> str:
+    """What stands between two dollar signs of a name is no formula."""
+    return text.replace("$", r"\$")
