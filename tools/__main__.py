@@ -6,6 +6,13 @@ import inspect
 import sys
 
 import fire
+from fire.decorators import SetParseFns
+from fire.parser import DefaultParseValue
+
+
+def _files(text: str) -> str | list[str]:
+    """A path, or a list of them such as "['a.json','b.json']"; a path alone stays the text that it is."""
+    return DefaultParseValue(text) if text.startswith("[") else text
 
 
 class Tools:
@@ -13,6 +20,7 @@ class Tools:
 
     # A command's module is imported when the command is called: half of them need torch, which takes seconds.
 
+    @SetParseFns(bundle=str, output=str)
     def sample(self, bundle: str, output: str | None = None, seed: int = 0) -> None:
         """Generate the sample data of a bundle.
 
@@ -25,6 +33,7 @@ class Tools:
 
         sample(bundle, output, seed)
 
+    @SetParseFns(bundle=str, dataset_dir=str, config_file=_files)
     def check(self, bundle: str, dataset_dir: str, config_file: str | None = None, **overrides: str) -> None:
         """Check a data set for a bundle: every bad case at once, or a summary.
 
@@ -38,6 +47,7 @@ class Tools:
 
         check(bundle, dataset_dir, config_file, overrides)
 
+    @SetParseFns(bundle=str, dataset_dir=str, output=str)
     def preview(self, bundle: str, dataset_dir: str | None = None, output: str | None = None, cases: int = 4) -> None:
         """Draw the labels of a data set over its images: look at your data before you train.
 
@@ -51,6 +61,7 @@ class Tools:
 
         preview(bundle, dataset_dir, output, cases)
 
+    @SetParseFns(name=str, source=str, output=str)
     def prepare(self, name: str, source: str, output: str, **options: str) -> None:
         """Turn a public data set, as its users download it, into a folder to train on.
 
@@ -67,6 +78,7 @@ class Tools:
 
         prepare(name, source, output, **options)
 
+    @SetParseFns(bundle=str, dataset_dir=str, output=str, config=str)
     def compare(
         self,
         bundle: str,
@@ -105,6 +117,7 @@ class Tools:
         axes = {"seeds": seeds, "folds": folds, "labels": labels, "domains": domains}
         compare(bundle, dataset_dir, output, group, variants, axes, processes, config, overrides)
 
+    @SetParseFns(output=str)
     def bench(self, name: str = "volume", repeats: int = 3, output: str | None = None) -> None:
         """Time a part of the collection against its plain form in one run: a ratio, and the difference of the results.
 

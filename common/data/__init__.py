@@ -2,11 +2,12 @@
 
 from common.data.check import CaseFacts, check_cases, check_dataset
 from common.data.cleanup import cleanup
-from common.data.dataset import DataError, Dataset, read_dataset, refuse_other_kinds
+from common.data.dataset import DataError, Dataset, image_names, read_dataset, refuse_other_kinds
 from common.data.images import list_images
 from common.data.natural import natural_key
 from common.data.preprocessing import Preprocessing
 from common.data.sample import ensure_sample_data, refuse_foreign
+from common.data.save_map import SaveMapd
 from common.data.shrink import ShrinkByAread, ZoomByAread
 from common.data.whole_cases import CaseDataset
 from common.data.write import Case, atomic_folder, write_dataset
@@ -18,6 +19,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Preprocessing",
+    "SaveMapd",
     "ShrinkByAread",
     "ZoomByAread",
     "atomic_folder",
@@ -25,6 +27,7 @@ __all__ = [
     "check_dataset",
     "cleanup",
     "ensure_sample_data",
+    "image_names",
     "list_images",
     "natural_key",
     "read_dataset",

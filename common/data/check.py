@@ -6,6 +6,7 @@ import hashlib
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
 from common.data.dataset import SPLITS, DataError, Dataset, repeated_cases
+from common.data.header import doubted, refused
 from common.data.photograph import FormatError, is_photograph, misfit, read_photograph, unlike_voxels
 
 __all__ = ["CaseFacts", "DataError", "check_cases", "check_dataset", "read_volume"]
@@ -26,6 +28,9 @@ MANY_FILES = 20  # a check of more files than these shows a progress bar
 # what gzip, zlib, numpy, nibabel and Pillow raise on damaged files; their errors have no common root
 DAMAGED = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error, ImageFileError, HeaderDataError,
            WrapStructError, SyntaxError, struct.error, DecompressionBombError)
+WHOLE = 1e-3  # how far a label may be from its class number
+# how far a value that several voxels share lies from all others, in their range: padding of a CT stays below 5
+FILL_DOUBTED, FILL_REFUSED = 10, 1000
 PICTURES = {1: "a grey image (1 channel)", 3: "a colour image (3 channels)"}
 
 
@@ -141,13 +146,18 @@ def read_volume(file: str) -> tuple[np.ndarray, np.ndarray]:
         FormatError: the name is not that of a known format, or the photograph is of a kind that is not read. A damaged
             file raises whatever its reader does.
     """
+    return _read(file)[:2]
+
+
+def _read(file: str) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image | None]:
+    """Voxels and affine, and of a scan what nibabel knows of it."""
     if is_photograph(file):
-        return read_photograph(file), np.eye(4)
-    if not file.endswith((".nii", ".nii.gz")):
+        return read_photograph(file), np.eye(4), None
+    if not file.lower().endswith((".nii", ".nii.gz")):
         raise FormatError("a name that is not that of a NIfTI file (.nii, .nii.gz) or of a photograph (.png, .jpg)",
                           "convert the file")
     image = nib.load(file)
-    return np.asanyarray(image.dataobj), image.affine
+    return np.asanyarray(image.dataobj), image.affine, image
 
 
 def _check_all(splits: dict[str, list[dict]], rules: _Rules, findings: _Findings) -> dict[str, list[CaseFacts]]:
@@ -179,7 +189,8 @@ def _check_copies(facts: dict[str, list[CaseFacts]], folds: list[list[str]], fin
                                 "remove one of them")
 
 
-def _load(item: dict, key: str, rules: _Rules, findings: _Findings) -> tuple[np.ndarray, np.ndarray] | None:
+def _load(item: dict, key: str, rules: _Rules, findings: _Findings
+          ) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image | None] | None:
     file = item[key]
     if not Path(file).is_file():
         found = "a folder" if Path(file).is_dir() else "no such file"
@@ -187,7 +198,7 @@ def _load(item: dict, key: str, rules: _Rules, findings: _Findings) -> tuple[np.
         findings.refuse(item["case"], file, f"the {key}", found, todo)
         return None
     try:
-        voxels, affine = read_volume(file)
+        voxels, affine, scan = _read(file)
         unfit = misfit(file, key) or unlike_voxels(file, key) if is_photograph(file) else None
     except FormatError as error:
         findings.refuse(item["case"], file, f"a readable {key}", error.found, error.todo)
@@ -207,15 +218,19 @@ def _load(item: dict, key: str, rules: _Rules, findings: _Findings) -> tuple[np.
         findings.refuse(item["case"], file, "an invertible affine", str(np.round(affine, 3).tolist()),
                         "convert the original images again, or set the header's sform")
         return None
-    return voxels, affine
+    return voxels, affine, scan
 
 
 def _check_image(item: dict, rules: _Rules, findings: _Findings) -> CaseFacts | None:
     loaded = _load(item, "image", rules, findings)
     if loaded is None:
         return None
-    voxels, affine = loaded
+    voxels, affine, scan = loaded
     case, file = item["case"], item["image"]
+    for found in refused(scan) if scan is not None else ():
+        findings.refuse(case, file, *found)
+    for found in doubted(scan) if scan is not None else ():
+        findings.doubt(case, file, *found)
     if not _check_channels(voxels, case, file, rules, findings):
         return None
     voxels = _check_finite(voxels, case, file, findings)
@@ -249,21 +264,43 @@ def _check_channels(voxels: np.ndarray, case: str, file: str, rules: _Rules, fin
 
 
 def _check_finite(voxels: np.ndarray, case: str, file: str, findings: _Findings) -> np.ndarray:
-    if voxels.dtype.kind != "f":
-        return voxels
-    bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-    if bad == 0:
-        return voxels
-    found = f"{bad} of {voxels.size} that are NaN or Inf"
-    findings.refuse(case, file, "finite voxels", found, "repair the image: numpy.nan_to_num gives each a value")
-    return np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
+    """The voxels as the network gets them: float32, of which none may be infinite, and no fill value hides the rest."""
+    with np.errstate(over="ignore"):
+        seen = voxels.astype(np.float32) if voxels.dtype.kind == "f" else voxels
+    bad = seen.size - int(np.count_nonzero(np.isfinite(seen)))
+    if bad:
+        own = int(np.count_nonzero(~np.isfinite(voxels)))
+        found = f"{own} of {voxels.size} that are NaN or Inf" if own else f"{bad} of {voxels.size} beyond float32"
+        findings.refuse(case, file, "finite voxels", found, "repair the image: numpy.nan_to_num gives each a value")
+        return np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
+    for value, count, low, high in fill_values(seen):
+        gap = min(abs(value - low), abs(value - high)) / (high - low)
+        text = f"{count} of {voxels.size} voxels of {value:.4g} beside values from {low:.4g} to {high:.4g}"
+        if gap > FILL_REFUSED:
+            findings.refuse(case, file, "intensities", f"{text}, which leave the network nothing to see",
+                            f"a fill value: set these voxels to {low:.4g}")
+        elif gap > FILL_DOUBTED:
+            findings.doubt(case, file, "intensities", text, f"if it is a fill value, set these voxels to {low:.4g}")
+    return voxels
+
+
+def fill_values(voxels: np.ndarray) -> Iterator[tuple[float, int, float, float]]:
+    """The least and the largest value where several voxels share it: with their number, and the range of all others."""
+    for value in (voxels.min(), voxels.max()):
+        same = voxels == value
+        count = int(np.count_nonzero(same))
+        if 1 < count < voxels.size:
+            low = voxels.min(initial=voxels.max(), where=~same)
+            high = voxels.max(initial=low, where=~same)
+            if low < high:  # a picture of two values has nothing but them
+                yield float(value), count, float(low), float(high)
 
 
 def _check_label(item: dict, image: CaseFacts | None, rules: _Rules, findings: _Findings) -> tuple[int, ...]:
     loaded = _load(item, "label", rules, findings)
     if loaded is None:
         return ()
-    voxels, affine = loaded
+    voxels, affine, _ = loaded
     case, file = item["case"], item["label"]
     shape = voxels.shape[:3] if voxels.shape[3:] == (1,) else voxels.shape
     if is_photograph(file) and voxels.ndim == 4:
@@ -276,11 +313,13 @@ def _check_label(item: dict, image: CaseFacts | None, rules: _Rules, findings: _
     elif image:
         _check_grid(case, file, image, affine, rules.affine_tolerance, findings)
     if voxels.dtype.kind == "f":
-        broken = voxels[voxels != np.rint(voxels)]  # NaN too, as it equals nothing
+        whole = np.rint(voxels)
+        broken = voxels[~(np.abs(voxels - whole) < WHOLE)]  # NaN too, as it is near nothing
         if broken.size:
             findings.refuse(case, file, "whole numbers", f"{broken.size} voxels such as {broken[0]:.4g}",
                             "interpolated labels are the usual cause: resample with nearest neighbour")
             return ()
+        voxels = whole  # a slope of the header, such as 1/127, leaves 2.0000001
     ids = tuple(int(x) for x in np.unique(voxels))
     allowed = sorted({0, *rules.labels})
     if not set(ids) <= set(allowed):

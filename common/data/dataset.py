@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from common.data.paths import as_path
 from common.data.photograph import is_photograph
 
 SPLITS = ("training", "validation", "test", "unlabeled")
@@ -69,7 +70,7 @@ def read_dataset(dataset_dir: str | Path) -> Dataset:
     Raises:
         DataError: with every problem of ``dataset.json`` at once.
     """
-    directory = Path(dataset_dir).absolute()
+    directory = as_path(dataset_dir, "dataset_dir").absolute()
     content = _load_json(directory / "dataset.json")
     problems = _misspelt_or_missing(content)
     # an entry of the wrong type is a problem already: read on as if it were empty
@@ -91,10 +92,16 @@ def read_dataset(dataset_dir: str | Path) -> Dataset:
 
 def file_stem(path: str | Path) -> str:
     """The name of a file without ``.nii``, ``.nii.gz``, ``.png`` ...: the case, where nothing else is said."""
-    return Path(str(path).removesuffix(".gz")).stem
+    text = str(path)
+    return Path(text[:-3] if text.lower().endswith(".gz") else text).stem
 
 
 KINDS = {"photographs": "photographs (PNG, JPEG)", "scans": "scans (NIfTI)"}
+
+
+def image_names(**splits: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The names of the images of some splits: what a resumed run must find again, wherever the folder lies."""
+    return {split: [Path(str(item["image"])).name for item in items] for split, items in splits.items()}
 
 
 def refuse_other_kinds(images: Sequence[str], kinds: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .check import check_cases
 from .dataset import DataError, file_stem, read_dataset, refuse_other_kinds
+from .paths import as_path
 from .preprocessing import Preprocessing
 
 SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")
@@ -30,7 +31,8 @@ def list_images(
         dataset = read_dataset(dataset_dir)
         cases = [{"image": item["image"], "case": item["case"]} for item in dataset.validation + dataset.test]
     else:
-        paths = [Path(images)] if isinstance(images, str) else [Path(image) for image in images]
+        several = isinstance(images, (list, tuple))
+        paths = [as_path(image, "images") for image in (images if several else [images])]
         files = [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
         cases = [{"image": str(file), "case": file_stem(file.name)} for file in files]
     if not cases:
@@ -58,4 +60,5 @@ def _refuse_equal_names(files: Sequence[str]) -> None:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.name.lower().endswith(SUFFIXES)]
+    # hidden ones too are of those suffixes: `._scan.nii.gz` of archives and Macs
+    return [file for file in sorted(folder.glob("[!.]*")) if file.name.lower().endswith(SUFFIXES)]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
+import torch
 from monai.transforms import (
-    AsDiscreted,
     Compose,
     CopyItemsd,
     EnsureChannelFirstd,
+    Lambdad,
     LoadImaged,
+    MapTransform,
     NormalizeIntensityd,
-    Orientationd,
     Resized,
     ScaleIntensityRanged,
     ScaleIntensityRangePercentilesd,
     Transform,
 )
 
-from common.data.dataset import KINDS
-from common.data.shrink import ShrinkByAread, ZoomByAread
+from common.data.dataset import KINDS, DataError
+from common.data.orient import PLANES, OrientScand
+from common.data.shrink import ShrinkByAread, ZoomByAread, ZoomByMajorityd
 from common.description import described
 
 INTENSITIES = {
@@ -29,18 +32,36 @@ INTENSITIES = {
 }
 
 
+class CheckFinited(MapTransform):
+    """Refuse an image that is not finite when the network gets it, whatever its file holds.
+
+    Raises:
+        DataError: naming the file.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        for key in self.key_iterator(data):
+            if not bool(torch.isfinite(torch.as_tensor(data[key])).all()):
+                name = getattr(data[key], "meta", {}).get("filename_or_obj", "the image")
+                raise DataError(f"{name}: expected finite values for the network, found NaN or Inf after "
+                                "normalisation; look for fill values in the file.")  # fmt: skip
+        return data
+
+
 @described()
 class Preprocessing:
     """The deterministic steps before a network, the same wherever a model is used; ``model.json`` records them.
 
-    In this order: load; channels first; turn to ``orientation``; shrink by ``zoom``; the ``intensity`` steps; resize to
-    ``image_size``. Images are shrunk by area; a label takes, of a smaller voxel, the class that fills most of it
-    (``zoom``) or the nearest one (``image_size``).
+    In this order: load; channels first; turn to ``orientation`` and ``slices``; shrink by ``zoom``; the ``intensity``
+    steps; resize to ``image_size``. Images are shrunk by area; a label takes, of a smaller voxel, the class that fills
+    most of it (``zoom``) or the nearest one (``image_size``).
 
     Args:
         channels: of an image file.
         kinds: which files are taken, of ``photographs`` (PNG, JPEG) and ``scans`` (NIfTI).
         orientation: axis codes that scans are turned to, or null.
+        slices: the axis that becomes the last one, along which scans are cut: ``thickest``, that across ``sagittal``,
+            ``coronal`` or ``axial`` planes, or null; see :class:`.OrientScand`.
         zoom: new size over old, for all axes or each, or null.
         intensity: steps out of ``bytes`` (0..255 to 0..1), ``percentiles`` (least value and 99.5th percentile to 0..1,
             clipped) and ``zscore`` (mean 0, standard deviation 1, of each channel).
@@ -58,12 +79,15 @@ class Preprocessing:
         zoom: float | Sequence[float] | None = None,
         intensity: Sequence[str] = ("zscore",),
         image_size: Sequence[int] | None = None,
+        slices: str | None = None,
     ) -> None:
         for option, given, known in (("kinds", kinds, KINDS), ("intensity", intensity, INTENSITIES)):
             fits = isinstance(given, (list, tuple)) and all(name in list(known) for name in given)
             if not fits or (option == "kinds" and not given):
                 raise ValueError(f"{option}: expected a list out of {', '.join(known)}, found {given!r}.")
-        self.channels, self.kinds, self.orientation = channels, list(kinds), orientation
+        if slices not in (None, "thickest", *PLANES):
+            raise ValueError(f"slices: expected thickest, {', '.join(PLANES)} or null, found {slices!r}.")
+        self.channels, self.kinds, self.orientation, self.slices = channels, list(kinds), orientation, slices
         self.zoom, self.intensity, self.image_size = zoom, list(intensity), image_size
 
     def training(self, classes: int | None = None) -> Compose:
@@ -81,21 +105,20 @@ class Preprocessing:
             if classes is None:  # MONAI would make a label of zeros
                 raise ValueError("training: expected the number of classes, which zoom asks for, found none; give it.")
             steps += [
-                AsDiscreted("label", to_onehot=classes, allow_missing_keys=True),
-                ZoomByAread(keys, self.zoom, allow_missing_keys=True),
-                AsDiscreted("label", argmax=True, allow_missing_keys=True),
+                ZoomByMajorityd("label", self.zoom, classes, allow_missing_keys=True),
+                ZoomByAread("image", self.zoom),
             ]
         steps += self._intensity()
         if self.image_size is not None:
             steps.append(Resized(keys, self._size(), mode=["area", "nearest-exact"], allow_missing_keys=True))
-        return Compose(steps)
+        return Compose([*steps, CheckFinited("image")])
 
     def evaluation(self) -> Compose:
         """The image at the network's size; the label, and the image as ``native``, at the file's own."""
         steps = [*self._load(["image", "label"]), CopyItemsd("image", names="native")]
         zoom = [] if self.zoom is None else [ZoomByAread("image", self.zoom)]
         resize = [] if self.image_size is None else [Resized("image", self._size(), mode="area")]
-        return Compose([*steps, *zoom, *self._intensity(), *resize])
+        return Compose([*steps, *zoom, *self._intensity(), *resize, CheckFinited("image")])
 
     def inference(self, checks: Sequence[Callable] = ()) -> Compose:
         """The image alone, with steps that ``Invertd`` takes back smoothly.
@@ -106,12 +129,14 @@ class Preprocessing:
         load, *others = self._load(["image"])
         zoom = [] if self.zoom is None else [ZoomByAread("image", self.zoom)]
         resize = [] if self.image_size is None else [ShrinkByAread("image", self._size())]
-        return Compose([load, *checks, *others, *zoom, *self._intensity(), *resize])
+        return Compose([load, *checks, *others, *zoom, *self._intensity(), *resize, CheckFinited("image")])
 
     def _load(self, keys: Sequence[str]) -> list[Transform]:
         steps = [LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)]
-        if self.orientation is not None:
-            steps.append(Orientationd(keys, axcodes=self.orientation, labels=None, allow_missing_keys=True))
+        if "label" in keys:  # a slope of the header leaves 1.9999999, which would become 1
+            steps.append(Lambdad("label", torch.round, allow_missing_keys=True))
+        if self.orientation is not None or self.slices is not None:
+            steps.append(OrientScand(keys, self.orientation, self.slices, allow_missing_keys=True))
         return steps
 
     def _intensity(self) -> list[Transform]:

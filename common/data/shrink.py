@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.transforms import Resized, Zoomd
+from monai.transforms import MapTransform, Resized, Zoomd
 from monai.utils import ensure_tuple_rep
 
 LINEAR = {2: "bilinear", 3: "trilinear"}  # by the number of axes
@@ -51,6 +51,38 @@ class ZoomByAread(Zoomd):
 
     def inverse(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         return super().inverse(_linear_back(self.key_iterator(data), data))
+
+
+class ZoomByMajorityd(MapTransform):
+    """Zoom label maps like :class:`ZoomByAread` zooms images: a voxel takes the class that fills most of it.
+
+    Among equal shares the lowest class. One class after the other, so that memory does not grow with their number.
+
+    Args:
+        keys: label maps ``(1, *spatial)``.
+        zoom: as for :class:`ZoomByAread`.
+        classes: number of labels with the background.
+    """
+
+    def __init__(
+        self, keys: Any, zoom: float | Sequence[float], classes: int, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.classes, self.zoom = classes, ZoomByAread("mask", zoom)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        done = dict(data)
+        for key in self.key_iterator(done):
+            label, best, largest = done[key], None, None
+            for number in range(self.classes):
+                share = self.zoom({"mask": (label == number).float()})["mask"]
+                if best is None:
+                    best, largest = torch.zeros_like(share), share
+                else:
+                    more = share > largest
+                    best[more], largest = float(number), torch.maximum(share, largest)
+            done[key] = best
+        return done
 
 
 def _linear_back(keys: Iterable, data: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from .dataset import file_stem
 from .draws import plain
+from .photograph import is_photograph
 
 
 class CaseDataset(Dataset):
@@ -39,7 +40,7 @@ class CaseDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data[index]
         done = self.transform({"image": item["image"], "label": item["label"]})
-        volume = str(item["image"]).endswith((".nii", ".nii.gz"))
+        volume = not is_photograph(item["image"])
         label = done["label"]
         return {
             "image": plain(done["image"]).float(),

@@ -11,6 +11,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from common.description import describe, differences
@@ -35,8 +36,8 @@ class FullStateCheckpoint:
     An older file is overwritten at the end of the first epoch, not before; a run that does not resume says so.
 
     A resumed run takes ``max_epochs`` from its own config: more epochs go on, and a run that has them all ends at once.
-    Optimizers and schedulers are restored whole, so a changed learning rate has no effect; only the length of a
-    schedule is taken from the config, so that a run can be made longer.
+    Optimizers and schedulers are restored, but for what may change and is said: the length of a schedule, so that a run
+    can be made longer, and the learning rate, which takes effect from there on.
 
     Args:
         path: the file, ``models/checkpoint.pt``.
@@ -109,18 +110,21 @@ class FullStateCheckpoint:
             self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
         self._restore_counters(engine, saved)
 
+    def _changes(self, saved: Any) -> str:
+        then = saved.get("settings", {}) if isinstance(saved, dict) else {}
+        return "; ".join(f"{key} was {_short(old)} and is now {_short(new)}"
+                         for key, old, new in differences(then, self.settings))  # fmt: skip
+
     def _check(self, saved: Any) -> None:
         if not isinstance(saved, dict) or not {"epoch", "iteration", "objects"} <= saved.keys():
             raise ValueError(
                 f"{self.path}: expected the full state of a run (epoch, iteration, objects), found something else, "
                 "perhaps the weights of a model. Pass the checkpoint.pt that training wrote."
             )
-        changed = [f"{key} was {json.dumps(then)} and is now {json.dumps(now)}"
-                   for key, then, now in differences(saved.get("settings", {}), self.settings)]  # fmt: skip
-        if changed:
+        if changed := self._changes(saved):
             raise ValueError(
-                f"{self.path}: expected the settings of the run that is resumed, found others: {'; '.join(changed)}. "
-                "Give them as they were, or start anew with another ckpt_dir and without resume."
+                f"{self.path}: expected the settings of the run that is resumed, found others: {changed}. Give them as "
+                "they were, or start anew with another ckpt_dir and without resume."
             )
         if saved["objects"].keys() != self.objects.keys():
             raise ValueError(
@@ -131,6 +135,8 @@ class FullStateCheckpoint:
     def _restore(self, name: str, thing: Any, state: Any) -> None:
         if isinstance(thing, LRScheduler):
             state = self._with_lengths(name, state, thing.state_dict())
+        elif isinstance(thing, Optimizer):
+            state = self._with_rates(name, state, thing.state_dict())
         try:
             thing.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -144,10 +150,23 @@ class FullStateCheckpoint:
             logger.warning("%s: %s was %s and is now %s. The run goes on, but not as one run would have.", name, key,
                            state.get(key), fresh[key])
             state = {**state, key: fresh[key]}
+        if "base_lrs" in fresh:
+            state = {**state, "base_lrs": fresh["base_lrs"]}
         if len(parts := fresh.get("_schedulers", [])) == len(state.get("_schedulers", [])) > 0:
             pairs = zip(state["_schedulers"], parts, strict=True)
             state = {**state, "_schedulers": [self._with_lengths(name, *pair) for pair in pairs]}
         return state
+
+    def _with_rates(self, name: str, state: dict, fresh: dict) -> dict:
+        """The state of an optimizer with the learning rates of this run, at the same place of their schedule."""
+        groups = []
+        for old, new in zip(state["param_groups"], fresh["param_groups"], strict=False):
+            then, now = (group.get("initial_lr", group["lr"]) for group in (old, new))
+            if then != now:
+                logger.warning("%s: the learning rate was %g and is now %g.", name, then, now)
+                old = {**old, "lr": old["lr"] * now / then, "initial_lr": now}
+            groups.append(old)
+        return {**state, "param_groups": groups + state["param_groups"][len(groups) :]}
 
     def _restore_counters(self, engine: Engine, saved: dict) -> None:
         state = engine.state
@@ -163,3 +182,8 @@ class FullStateCheckpoint:
                         state.epoch, state.max_epochs)
         else:
             logger.info("%s: resumed after epoch %d of %d.", self.path, state.epoch, state.max_epochs)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

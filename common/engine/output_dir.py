@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from common.data.paths import as_path
+
 
 def check_output_dir(path: str | Path) -> Path:
     """Make the folder if it is missing and write a small file in it, which is removed again.
@@ -13,9 +15,10 @@ def check_output_dir(path: str | Path) -> Path:
         the folder's absolute path.
 
     Raises:
+        ValueError: see :func:`.as_path`.
         OSError: the path is a file, lies below one, or nothing can be written there.
     """
-    folder = Path(path).absolute()
+    folder = as_path(path, "the folder to write into").absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder, prefix=".probe_") as probe:

@@ -68,7 +68,7 @@ class CaseEvaluator(ReportEvaluator):
         )  # fmt: skip
         if pictures.wanted():
             dice = {row["structure"]: row["dice"] for row in rows}
-            save_case_overlay(pictures.folder, case, label_map, self.labels, dice)
+            pictures.add(save_case_overlay(pictures.folder, case, label_map, self.labels, dice))
         return rows
 
     def statements(self, rows: Sequence[Row], record: ModelRecord) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,24 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
+PICTURES = ".pictures.json"  # in the folder of a report: the names of those it drew
+
+
 class Pictures:
-    """Where pictures go, and how many more are wanted."""
+    """Where the pictures of a report go, and how many more are wanted; those of the report before are deleted."""
 
     def __init__(self, folder: Path, wanted: int) -> None:
         self.folder, self.left = folder, wanted
+        self.drawn: list[str] = []
+        listed = folder / PICTURES
+        for name in json.loads(listed.read_text()) if listed.is_file() else []:
+            (folder / Path(name).name).unlink(missing_ok=True)
+        listed.unlink(missing_ok=True)
+
+    def add(self, file: Path) -> None:
+        """A picture that was drawn."""
+        self.drawn.append(file.name)
+        (self.folder / PICTURES).write_text(json.dumps(self.drawn))
 
     def wanted(self) -> bool:
         """Whether to draw one more; it is counted."""
@@ -85,8 +99,6 @@ class ReportEvaluator(SupervisedEvaluator):
         """
         record = load_model(self.network, model_file, self.model)
         folder = Path(output_dir)
-        for old in folder.glob("overlay_*.png"):
-            old.unlink()
         units, shown = self.units(record), Pictures(folder, pictures)
         rows = [row for unit in tqdm(units, desc="scoring", disable=None) for row in self.score(unit, shown)]
         write_cases_csv([*rows, *self.rows_of_the_run(pictures, folder)], folder / "cases.csv")

@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_fill_holes
 
+from .file_names import file_name
+
 _TRUTH, _PREDICTION = "#33dd55", "#ff3399"  # one structure: a colour for each role
 # Okabe and Ito's palette, which colour-blind readers can tell apart too; several structures: a colour for each
 _COLOURS = ("#f0e442", "#56b4e9", "#2ee6a8", "#e69f00", "#ff5a1f", "#cc79a7", "#3f7fff", "#ffffff")
@@ -71,17 +73,18 @@ def save_case_overlay(
     prediction: np.ndarray,
     labels: Mapping[int, str],
     dice: Mapping[str, float] | None = None,
-) -> None:
+) -> Path:
     """``overlay_<scan>.png`` of a whole case, as :class:`common.data.whole_cases.CaseDataset` gives it; else as above.
 
     MONAI reads photographs with x first: they are turned.
     """
     name, scan = case["case"], case["scan"]
-    path, title = Path(folder) / f"overlay_{scan}.png".replace(" ", "_"), name if name == scan else f"{name}, {scan}"
+    path, title = Path(folder) / f"overlay_{file_name(scan)}.png", name if name == scan else f"{name}, {scan}"
     image, truth = case["native"].numpy(), case["label"].numpy()
     if truth.ndim == 2:
         image, truth, prediction = image.swapaxes(1, 2), truth.T, prediction.T
     save_overlay(path, image, truth, prediction, labels, case["affine"], title, dice)
+    return path
 
 
 def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None) -> tuple[np.ndarray, list]:

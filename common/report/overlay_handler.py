@@ -13,13 +13,14 @@ from common.data.check import read_volume
 from common.data.dataset import file_stem
 from common.data.photograph import is_photograph
 
+from .file_names import file_name
 from .overlay import save_overlay
 
 logger = logging.getLogger(__name__)
 
 
 class OverlayHandler:
-    """Write ``overlay_<case>.png`` for every image an inference evaluator has segmented.
+    """Write ``found_<case>.png`` for every image an inference evaluator has segmented.
 
     Args:
         output_dir: folder of the pictures.
@@ -38,7 +39,7 @@ class OverlayHandler:
             source = Path(case["image"].meta["filename_or_obj"])
             image, affine = read_volume(str(source))  # the file itself: the batch holds what the network saw
             name = file_stem(source.name)
-            file = self.output_dir / f"overlay_{name}.png"
+            file = self.output_dir / f"found_{file_name(name)}.png"
             prediction = np.asarray(output["pred"])[0]
             if is_photograph(source):
                 prediction = prediction.T[..., None]  # MONAI reads photographs with x first, read_volume with y

@@ -20,6 +20,7 @@ from common.data import (
     Dataset,
     Preprocessing,
     check_dataset,
+    image_names,
     read_dataset,
     refuse_foreign,
     refuse_other_kinds,
@@ -52,7 +53,7 @@ def read_semi_supervised(
 
     Returns:
         ``training``, ``unlabeled``, ``validation``, ``test`` (items; those of ``test`` that have a label), ``labels``
-        (id to name) and ``facts`` (what the check saw, by split).
+        (id to name), ``facts`` (what the check saw, by split) and ``names`` (of the images trained on).
 
     Raises:
         ValueError: ``patch_size`` or ``zoom`` does not fit.
@@ -80,6 +81,7 @@ def read_semi_supervised(
         "test": [item for item in dataset.test if "label" in item],
         "labels": dataset.labels,
         "facts": facts,
+        "names": image_names(training=dataset.training, unlabeled=dataset.unlabeled if need_unlabeled else []),
     }
 
 

@@ -38,7 +38,7 @@ CHANGES = {
     "transmedseg_ssl": [
         ({"network_def::width": 6}, ["model.network.width was 4 and is now 6"]),
         ({"zoom": 0.5, "labelled": 1}, ["model.preprocessing.zoom was 1.0 and is now 0.5",
-                                        "labelled was null and is now 1"]),
+                                        "training_2.nii.gz\"] and is now [\"training_1.nii.gz\"]"]),
         ({"tsa_strength": 0.5}, ["objective.augmentation.strength was 0.25 and is now 0.5"]),
         ({"feature_augmentation::loss::reduction": "class"},
          ['objective.augmentation.loss.reduction was "mean" and is now "class"']),
@@ -299,7 +299,7 @@ def test_inference_by_hand(bundle, tmp_path, trained, number):
     bundle.save(tmp_path, data, weights=trained[1][1], zoom=zoom, **bundle.sizes)
     bundle.infer(tmp_path, data)
     cases = ["validation_1", "validation_2"]
-    files = {f"{case}_seg.nii.gz" for case in cases} | {f"overlay_{case}.png" for case in cases}
+    files = {f"{case}_seg.nii.gz" for case in cases} | {f"found_{case}.png" for case in cases}
     assert {file.name for file in (tmp_path / "eval").iterdir()} == files
     voxels = []
     for item in read_dataset(data).validation:

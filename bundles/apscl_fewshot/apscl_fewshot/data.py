@@ -21,6 +21,7 @@ from common.data import (
     Preprocessing,
     check_dataset,
     ensure_sample_data,
+    image_names,
     natural_key,
     read_dataset,
     refuse_foreign,
@@ -62,7 +63,8 @@ def read_datalist(
 
     Returns:
         ``training`` and ``validation`` (each query names its ``support`` scans), ``labels`` (id to name),
-        ``novel_labels``, ``facts`` (what the check saw, by split) and ``sample`` (these are the sample data).
+        ``novel_labels``, ``facts`` (what the check saw, by split), ``sample`` (these are the sample data) and ``names``
+        (of the images trained on).
 
     Raises:
         DataError: anything wrong with the data set, the fold, the support or the labels; all bad cases at once.
@@ -95,6 +97,7 @@ def read_datalist(
         "novel_labels": names,
         "facts": facts,
         "sample": sample,
+        "names": image_names(training=training),
     }
 
 

@@ -16,6 +16,7 @@ from common.data import (
     Preprocessing,
     check_dataset,
     ensure_sample_data,
+    image_names,
     natural_key,
     read_dataset,
     refuse_foreign,
@@ -58,7 +59,8 @@ def read_datalist(
 
     Returns:
         ``training``, ``validation``, ``test`` (items), ``domains`` (sources in alphabetical order), ``target``,
-        ``labels`` (id to name), ``facts`` (what the check saw, by split) and ``sample`` (these are the sample data).
+        ``labels`` (id to name), ``facts`` (what the check saw, by split), ``sample`` (these are the sample data) and
+        ``names`` (of the images trained on).
 
     Raises:
         DataError: images of the other kind; with every problem of the files at once; of files that can be read, with
@@ -95,6 +97,7 @@ def read_datalist(
         "labels": dataset.labels,
         "facts": facts,
         "sample": sample,
+        "names": image_names(training=training),
     }
 
 

@@ -101,7 +101,7 @@ class DomainEvaluator(ReportEvaluator):
                 if bn == self.batch_norms[0] and pictures.wanted():
                     dice = {row["structure"]: row["dice"] for row in own}
                     label_map = self.regions.label_map(torch.from_numpy(masks)).numpy()
-                    save_case_overlay(pictures.folder, case, label_map, self.labels, dice)
+                    pictures.add(save_case_overlay(pictures.folder, case, label_map, self.labels, dice))
         return rows
 
     def case_rows(self, case: dict, masks: np.ndarray, bn: str) -> list[Row]:

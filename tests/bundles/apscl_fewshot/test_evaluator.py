@@ -146,7 +146,6 @@ def test_the_report_has_cases_a_summary_and_pictures(make_network, network, quer
     """Of the weights in the file, whatever the network holds."""
     save(network, tmp_path)
     (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "overlay_of_an_older_run.png").touch()
     other = make_network()
     with torch.no_grad():
         other.encoder.first.weight.mul_(-2)

@@ -50,7 +50,7 @@ def test_four_epochs_equal_two_and_two_bit_for_bit(trained, tmp_path, sample_dat
     [
         ({"target_domain": "centre_a"},
          'model.target_domain was "centre_d" and is now "centre_a"; model.source_domains was ["centre_a", "centre_b", '
-         '"centre_c"] and is now ["centre_b", "centre_c", "centre_d"]. Give'),
+         '"centre_c"] and is now ["centre_b", "centre_c", "centre_d"]'),
         ({"contrast_weight": 0.5}, "objective.contrast_weight was 1.0 and is now 0.5. Give"),
         ({"temperature": 0.2}, "objective.contrast.loss.temperature was 0.5 and is now 0.2. Give"),
         ({"contrast::memory::cov": "diag"}, 'objective.contrast.memory.cov was "full" and is now "diag". Give'),
@@ -232,7 +232,7 @@ def test_inference_draws_what_it_found(tmp_path, sample_data, trained, bundle):
     cases = {item["case"] for item in read_dataset(sample_data).validation}
     assert len(cases) == 8
     assert {file.name for file in (tmp_path / "eval").iterdir()} == {f"{case}_seg.png" for case in cases} | {
-        f"overlay_{case}.png" for case in cases}  # fmt: skip
+        f"found_{case}.png" for case in cases}  # fmt: skip
 
 
 def test_the_scripted_network_equals_the_eager_one(tmp_path, trained, bundle):

@@ -274,8 +274,6 @@ def test_the_features_have_a_row_of_their_own(cases, tmp_path):
 
 
 def test_pictures_of_the_first_cases_replace_older_ones(cases, tmp_path, monkeypatch):
-    (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "overlay_of_an_older_run.png").touch()
     drawn, save, maps = [], overlay.save_overlay, []
     monkeypatch.setattr(overlay, "save_overlay", lambda *args: (drawn.append(args), save(*args)))
     monkeypatch.setattr(module, "save_tsne", lambda *args: maps.append(args))  # tested with the features

@@ -131,7 +131,7 @@ def test_volumes(bundle, tmp_path):
     found, shown = nib.load(tmp_path / "eval" / "training_1_seg.nii.gz"), nib.load(image)
     assert found.shape == shown.shape and set(np.unique(found.dataobj)) <= {0, 1, 2}
     np.testing.assert_allclose(found.affine, shown.affine, atol=1e-4)
-    assert (tmp_path / "eval" / "overlay_training_1.png").is_file()
+    assert (tmp_path / "eval" / "found_training_1.png").is_file()
 
 
 def test_as_published_and_a_patch_that_is_no_square(bundle, tmp_path):

@@ -240,14 +240,18 @@ def test_what_differs_from_the_models_record_is_told_in_one_line(cases, tmp_path
     assert told == f'not as in {tmp_path / "model.json"}: cleanup [] (there ["largest"])'
 
 
-def test_pictures_of_the_first_cases_replace_older_ones(cases, tmp_path):
+def test_pictures_of_the_first_cases_replace_those_of_the_report_before(cases, tmp_path):
+    """And no others, whatever they are called."""
     (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "overlay_old.png").touch()
+    (tmp_path / "eval" / "overlay_mine.png").touch()
     second = cases[0] | {"scan": "found 2"}
     report(tmp_path, make_evaluator([cases[0], second, cases[1]]), pictures=2)
     files = sorted((tmp_path / "eval").glob("*.png"))
-    assert [file.name for file in files] == ["overlay_found.png", "overlay_found_2.png"]
-    assert all(file.stat().st_size > 5000 for file in files)
+    assert [file.name for file in files] == ["overlay_found.png", "overlay_found_2.png", "overlay_mine.png"]
+    assert all(file.stat().st_size > 5000 for file in files[:2])
+    report(tmp_path, make_evaluator([second, cases[1]]), pictures=1)
+    files = sorted((tmp_path / "eval").glob("*.png"))
+    assert [file.name for file in files] == ["overlay_found_2.png", "overlay_mine.png"]
 
 
 def test_a_photograph_is_scored_in_pixels(tmp_path):

@@ -27,7 +27,7 @@ def test_a_picture_for_each_volume(tmp_path):
     engine = Engine(step)
     OverlayHandler(str(tmp_path / "pictures"), {2: "spleen"}).attach(engine)
     engine.run([0])
-    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == ["overlay_a.png", "overlay_b.png"]
+    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == ["found_a.png", "found_b.png"]
 
 
 def test_a_picture_for_each_photograph(tmp_path, monkeypatch):
@@ -47,6 +47,6 @@ def test_a_picture_for_each_photograph(tmp_path, monkeypatch):
     OverlayHandler(str(tmp_path), {1: "disc"}).attach(engine)
     engine.run([0])
     assert np.argwhere(drawn[0][3]).min(0).tolist() == [5, 12, 0] and drawn[0][3].shape == (20, 30, 1)
-    picture = imread(tmp_path / "overlay_eye.1.png")
+    picture = imread(tmp_path / "found_eye.1.png")
     assert picture.shape[1] > picture.shape[0] * 0.9  # wider than high, as the photograph, but for the legend
     assert (picture[..., 0] > 0.9).mean() > 0.3  # red

@@ -88,12 +88,14 @@ def names(items):
 
 def test_the_lists(folder):
     found = read(folder)
-    assert set(found) == {"training", "unlabeled", "validation", "test", "labels", "facts"}
+    assert set(found) == {"training", "unlabeled", "validation", "test", "labels", "facts", "names"}
     assert [len(found[key]) for key in ("training", "unlabeled", "validation", "test")] == [8, 6, 2, 0]
     assert names(found["training"]) == ["p1", "p2", "p3", "p4"] and names(found["unlabeled"]) == ["u1", "u2", "u3"]
     assert all(set(item) == {"image", "label", "case"} for item in found["training"] + found["validation"])
     assert all(set(item) == {"image", "case"} for item in found["unlabeled"])
     assert found["labels"] == {1: "cavity", 2: "wall", 3: "valve"}
+    for split, listed in found["names"].items():
+        assert listed == [item["image"].split("/")[-1] for item in found[split]]
 
 
 def test_the_first_cases_keep_their_labels_with_all_their_images(folder):

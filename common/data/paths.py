@@ -1,0 +1,24 @@
+"""Paths as the user wrote them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def as_path(value: Any, option: str) -> Path:
+    """The path that an option names.
+
+    Raises:
+        ValueError: the command line has made a number of it, or something else that is no text; or it has backslashes,
+            which are letters of a name where this runs.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(
+            f"{option}: expected a path, found {value!r}, which the command line has read as {type(value).__name__}; "
+            f"write it with a folder in front, such as ./2024_03_01."
+        )
+    if os.sep == "/" and "\\" in str(value) and not Path(value).exists():
+        raise ValueError(f"{option}: expected a path with /, found {value}; backslashes are letters of a name here.")
+    return Path(value)
