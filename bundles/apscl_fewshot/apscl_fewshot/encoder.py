@@ -11,6 +11,7 @@ from torch import nn
 
 from common.description import described
 from common.engine.checkpoint import load_checkpoint
+from common.networks.image_net_weights import fit_weights
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
@@ -109,21 +110,7 @@ def load_torchvision_weights(body: nn.Module, path: str | Path, name: str) -> No
     state = {
         key: value for key, value in state.items() if not key.startswith(("fc.", "classifier.", "aux_classifier."))
     }
-    own = body.state_dict()
-    # a grey network takes the sum over the colour channels: a grey image repeated three times gives the same response
-    if "conv1.weight" in state and own["conv1.weight"].shape[1] == 1 and state["conv1.weight"].shape[1] == 3:
-        state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
-    wrong = [f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    wrong += [f"{key} is not part of {name}" for key in state if key not in own]
-    wrong += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if wrong:
-        shown = "\n  ".join(wrong[:8] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else []))
-        raise ValueError(f"{path} does not hold the weights of a {name}; use the checkpoint of that depth:\n  {shown}")
-    body.load_state_dict(state, strict=False)
+    fit_weights(body, state, "conv1.weight", path, name)
 
 
 def _dilate(body: ResNet) -> None:
