@@ -20,21 +20,19 @@ from torch import Tensor
 from .chunked_forward import by_row, by_row_parameter, by_step, carry, rows_of
 
 
-def backward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, sizes, first, y_grad, h_grad):
-    """The gradients of the eight inputs, None for those not given.
+def backward(u, delta, A, B, C, D, delta_bias, delta_softplus, sizes, first, y_grad):
+    """The gradients of the seven inputs, None for those not given.
 
     Args:
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, sizes: as in the forward.
+        u, delta, A, B, C, D, delta_bias, delta_softplus, sizes: as in the forward.
         first: the chunks' first states, as the forward returns them.
         y_grad: of the output.
-        h_grad: of the last state.
     """
     rows = rows_of(u, B)
     steps, chunks, block = sizes
-    scan = _Backward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, rows, y_grad)
+    scan = _Backward(u, delta, A, B, C, D, delta_bias, delta_softplus, rows, y_grad)
     blocks = [slice(c, min(c + block, scan.u.shape[1])) for c in range(0, scan.u.shape[1], block)]
-    h_row = h_grad.reshape(rows, -1, A.shape[1])
-    adjoint = [h_row[:, c].unsqueeze(3) for c in blocks]
+    adjoint = [u.new_zeros(rows, c.stop - c.start, A.shape[1], 1) for c in blocks]
     first = list(first)
     for start in reversed(range(0, u.shape[2], steps * chunks)):
         tokens = slice(start, min(start + steps * chunks, u.shape[2]))
@@ -48,13 +46,11 @@ def backward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, sizes, first, 
 class _Backward:
     """The inputs by rows, and the gradients, filled in place."""
 
-    def __init__(self, u, delta, A, B, C, D, z, delta_bias, delta_softplus, rows, y_grad):
+    def __init__(self, u, delta, A, B, C, D, delta_bias, delta_softplus, rows, y_grad):
         self.u, self.delta, self.B, self.C, self.y_grad = (by_row(x, rows) for x in (u, delta, B, C, y_grad))
-        self.z = None if z is None else by_row(z, rows)
         self.A, self.D, self.shift = (by_row_parameter(x, u, rows) for x in (A, D, delta_bias))
         self.rate, self.softplus = self.A * 1.4426950408889634, delta_softplus
         self.u_grad, self.delta_grad = torch.empty_like(self.u), torch.empty_like(self.delta)
-        self.z_grad = None if z is None else torch.empty_like(self.z)
         self.B_grad, self.C_grad = torch.empty_like(self.B), torch.empty_like(self.C)
         self.A_grad, self.D_grad, self.shift_grad = (torch.zeros_like(x) for x in (self.A, self.D, self.shift))
         self.shape, self.room = u.shape, u.new_empty(0)
@@ -77,7 +73,6 @@ class _Backward:
             self.B_grad.view(B.shape),
             self.C_grad.view(B.shape),
             None if D is None else of_D[:, 0],
-            None if self.z_grad is None else self.z_grad.view(self.shape),
             None if delta_bias is None else of_shift[:, 0],
         )
 
@@ -96,9 +91,7 @@ class _Segment:
         raw, skip = scan.delta[here] + scan.shift[:, channels], scan.D[:, channels]
         dt = F.softplus(raw) if scan.softplus else raw
         u, y_grad = scan.u[here], scan.y_grad[here]
-        gate = None if scan.z is None else torch.sigmoid(scan.z[here])
-        gated = y_grad if gate is None else y_grad * gate * scan.z[here]
-        dt_t, w_t, y_t = (by_step(x, self.steps, 2) for x in (dt, dt * u, gated))
+        dt_t, w_t, y_t = (by_step(x, self.steps, 2) for x in (dt, dt * u, y_grad))
         rate, room = scan.rate[:, channels].unsqueeze(3), scan.tiles(self.steps, first.shape)
         states, decays, spare = room[: self.steps + 1], room[self.steps + 1 : -1], room[-1]
         self._recompute(dt_t, w_t, rate, first, states, decays, spare)
@@ -106,15 +99,12 @@ class _Segment:
         rate = scan.A[:, channels].unsqueeze(3)
         of_w, of_dt, of_A = self._gradients(dt_t, w_t, y_t, rate, adjoint, states, decays, spare)
         w_grad, dt_grad = self._by_token(of_w), self._by_token(of_dt)
-        if gate is not None:
-            y = self._by_token([torch.mul(states[t + 1], self.C[t], out=spare).sum(2) for t in range(self.steps)])
-            scan.z_grad[here] = y_grad * (y + skip * u) * gate * (1 + scan.z[here] * (1 - gate))
         raw_grad = dt_grad + w_grad * u
         raw_grad = raw_grad * torch.where(raw > 20, 1.0, torch.sigmoid(raw)) if scan.softplus else raw_grad
-        scan.u_grad[here] = w_grad * dt + skip * gated
+        scan.u_grad[here] = w_grad * dt + skip * y_grad
         scan.delta_grad[here] = raw_grad
         scan.A_grad[:, channels] += of_A
-        scan.D_grad[:, channels] += (gated * u).sum(2, keepdim=True)
+        scan.D_grad[:, channels] += (y_grad * u).sum(2, keepdim=True)
         scan.shift_grad[:, channels] += raw_grad.sum(2, keepdim=True)
         return adjoint[..., :1].clone()
 

@@ -42,13 +42,12 @@ def forward(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
     sizes: tuple[int, int, int],
     keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The output, the last state, and, for the backward, the chunks' first states by segment and block of channels.
+) -> tuple[Tensor, list[Tensor]]:
+    """The output and, for the backward, the chunks' first states by segment and block of channels.
 
     Uses only operations that autograd can follow, so that a scripted network can be trained too, if with more memory.
     """
@@ -77,9 +76,7 @@ def forward(
                 kept.append(first)
         parts.append(torch.cat(ys, 1))
     y = torch.cat(parts, 2).view(u.shape)
-    y = y if D is None else y + D.unsqueeze(1) * u
-    y = y if z is None else y * F.silu(z)
-    return y, torch.cat(h, 1).view(u.shape[0], u.shape[1], A.shape[1]), kept
+    return y if D is None else y + D.unsqueeze(1) * u, kept
 
 
 def rows_of(u: Tensor, B: Tensor) -> int:

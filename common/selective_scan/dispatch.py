@@ -29,7 +29,6 @@ def selective_scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
-    z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     backend: str = "auto",
@@ -37,11 +36,11 @@ def selective_scan(
     r"""The recurrence of Mamba: a linear one whose decay and gain depend on the input, for each channel and state.
 
     .. math:: h_t = \exp(\Delta_t A) \odot h_{t-1} + \Delta_t u_t B_t, \quad
-              y_t = (C_t^T h_t + D u_t)\,\mathrm{silu}(z_t), \quad
+              y_t = C_t^T h_t + D u_t, \quad
               \Delta_t = \mathrm{softplus}(\delta_t + \mathrm{bias}), \quad h_0 = 0
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, Algorithm 2; the
-    arguments are those of mamba-ssm's ``selective_scan_fn``. Departures: real ``A`` only.
+    arguments are those of mamba-ssm's ``selective_scan_fn``. Departures: real ``A`` only, and no gate.
 
     It is computed in float32, autocast or not, in float64 where ``u`` is, and returned in the dtype of ``u``. It can be
     differentiated once (by ``reference`` any number of times). TorchScript, tracing and export take the plain
@@ -54,14 +53,13 @@ def selective_scan(
         B: gain of each step; channels in groups of their own where it has a fourth axis.
         C: how each step is read out; of the shape of ``B``.
         D: skip from ``u`` to the output.
-        z: gate of the output.
         delta_bias: added to ``delta``.
         delta_softplus: make ``delta`` positive.
         backend: ``mamba_ssm``, ``triton``, ``native``, ``torch`` or ``reference``; ``auto`` is what the environment
             variable SELECTIVE_SCAN_BACKEND says, else the first of these that is there and takes the tensors.
 
     Shape:
-        ``u``, ``delta``, ``z`` and the output ``(B, D, L)``; ``A`` ``(D, N)``; ``B`` and ``C`` ``(B, N, L)`` or
+        ``u``, ``delta`` and the output ``(B, D, L)``; ``A`` ``(D, N)``; ``B`` and ``C`` ``(B, N, L)`` or
         ``(B, G, N, L)`` with D divisible by G; ``D`` and ``delta_bias`` ``(D,)``.
 
     Raises:
@@ -69,9 +67,9 @@ def selective_scan(
         RuntimeError: the chosen backend is not there; says why.
     """
     if torch.jit.is_scripting():
-        return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        return _plain(u, delta, A, B, C, D, delta_bias, delta_softplus)
     else:
-        return _dispatched(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
+        return _dispatched(u, delta, A, B, C, D, delta_bias, delta_softplus, backend)
 
 
 def available_backends() -> dict[str, str]:
@@ -86,12 +84,11 @@ def _plain(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
     """What can be scripted and exported."""
-    _check(u, delta, A, B, C, D, z, delta_bias)
+    _check(u, delta, A, B, C, D, delta_bias)
     if u.numel() == 0:
         return u * delta.to(u.dtype)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -104,7 +101,6 @@ def _plain(
         B.to(dtype),
         C.to(dtype),
         None if D is None else D.to(dtype),
-        None if z is None else z.to(dtype),
         None if delta_bias is None else delta_bias.to(dtype),
         delta_softplus,
         sizes,
@@ -121,12 +117,11 @@ def _dispatched(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
     backend: str,
 ) -> Tensor:
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    tensors = (u, delta, A, B, C, D, delta_bias)
     name = _name(backend)
     if torch.jit.is_tracing() or torch.compiler.is_compiling():  # compiled code would be a constant to them
         return _plain(*tensors, delta_softplus)
@@ -138,7 +133,7 @@ def _dispatched(
     if name != "auto" and (reason := module.unavailable()) is not None:
         raise RuntimeError(f"the selective scan's backend {name!r} cannot be used: {reason}")
     with torch.autocast(u.device.type, enabled=False):
-        y = module.scan(*(x if x is None else x.to(dtype) for x in tensors), delta_softplus, False)
+        y = module.scan(*(x if x is None else x.to(dtype) for x in tensors), delta_softplus)
     return y.to(u.dtype)
 
 
@@ -180,7 +175,6 @@ def _check(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
     """Raise ValueError that names every tensor which does not fit the others."""
@@ -200,7 +194,6 @@ def _check(
     _expect(problems, "B", B, gain, u)
     _expect(problems, "C", C, gain, u)
     _expect(problems, "D", D, [channels], u)
-    _expect(problems, "z", z, [batch, channels, length], u)
     _expect(problems, "delta_bias", delta_bias, [channels], u)
     if len(problems) > 0:
         raise ValueError("the tensors of the selective scan do not fit: " + "; ".join(problems))

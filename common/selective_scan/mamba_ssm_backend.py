@@ -29,34 +29,29 @@ def scan(
     B: torch.Tensor,
     C: torch.Tensor,
     D: torch.Tensor | None,
-    z: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
-    return_last_state: bool,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """The scan of `selective_scan` by mamba-ssm's ``selective_scan_fn``, in the layout and dtypes its kernels demand.
 
-    The last axis is made contiguous, ``u, delta, B, C, z`` share one dtype (float32 where theirs differ), ``A, D,
-    delta_bias`` are float32. The last state comes detached: the kernels have no gradient for it.
+    The last axis is made contiguous, ``u, delta, B, C`` share one dtype (float32 where theirs differ), ``A, D,
+    delta_bias`` are float32.
 
     Raises:
         TypeError: a dtype the kernels do not know, such as float64.
         ValueError: more than 256 states.
     """
-    dtypes = {x.dtype for x in (u, delta, B, C, z) if x is not None}
+    dtypes = {x.dtype for x in (u, delta, B, C)}
     if not dtypes <= set(DTYPES):
         raise TypeError(f"mamba-ssm takes {DTYPES}, got {sorted(map(str, dtypes))}; use backend='torch'.")
     if A.shape[1] > MAX_STATES:
         raise ValueError(f"mamba-ssm takes at most {MAX_STATES} states, got {A.shape[1]}; use backend='torch'.")
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    rows = [None if x is None else _rows(x, dtype) for x in (u, delta, B, C, z)]
+    rows = [_rows(x, dtype) for x in (u, delta, B, C)]
     rates = [None if x is None else x.float().contiguous() for x in (A, D, delta_bias)]
-    options = {"delta_softplus": delta_softplus, "return_last_state": return_last_state}
     with torch.autocast(u.device.type, enabled=False):
-        result = _function()(*rows[:2], rates[0], *rows[2:4], rates[1], z=rows[4], delta_bias=rates[2], **options)
-    if return_last_state:
-        return result[0].to(u.dtype), result[1].detach()
-    return result.to(u.dtype)
+        y = _function()(*rows[:2], rates[0], *rows[2:], rates[1], delta_bias=rates[2], delta_softplus=delta_softplus)
+    return y.to(u.dtype)
 
 
 def _rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

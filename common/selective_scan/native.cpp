@@ -32,10 +32,10 @@ typedef std::int64_t i64;
 
 extern "C" struct Scan {
     i64 rows, groups, channels, state, length, softplus;  // channels of a row
-    const float *u, *delta, *A, *B, *C, *D, *z, *bias;    // (rows, channels, length), (rows, state, length), by channel
-    float *y, *h, *kept;                                  // kept: (rows, blocks, chunks, state, W)
-    const float *y_grad, *h_grad;
-    float *u_grad, *delta_grad, *z_grad;
+    const float *u, *delta, *A, *B, *C, *D, *bias;        // (rows, channels, length), (rows, state, length), by channel
+    float *y, *kept;                                      // kept: (rows, blocks, chunks, state, W)
+    const float* y_grad;
+    float *u_grad, *delta_grad;
     float *B_grad, *C_grad;                               // (parts, rows, state, length)
     float *A_grad, *D_grad, *bias_grad;                   // by row and channel
 };
@@ -136,7 +136,7 @@ struct Block {
         const i64 rest = s.channels - index * W;
         lanes = rest < W ? static_cast<int>(rest) : W;
         channel = (row % s.groups) * s.channels + index * W;      // in A, D, bias
-        offset = (row * s.channels + index * W) * s.length;       // in u, delta, z, y
+        offset = (row * s.channels + index * W) * s.length;       // in u, delta, y
         kept = (row * blocks + index) * chunks * s.state * W;
     }
 };
@@ -146,9 +146,9 @@ inline vec parameter(const float* from, const Block& b, i64 n = 0, i64 per = 1) 
     return load_column(from == nullptr ? nullptr : from + b.channel * per + n, per, b.lanes);
 }
 
-// One chunk of one block: the inputs by step. `gate` is sigmoid(z).
+// One chunk of one block: the inputs by step.
 struct Steps {
-    Tile u, raw, dt, w, z, gate;
+    Tile u, raw, dt, w;
 
     void load(const Scan& s, const Block& b, vec bias, i64 start, int steps) {
         u.load(s.u + b.offset + start, s.length, b.lanes, steps);
@@ -158,9 +158,6 @@ struct Steps {
             dt.at[t] = s.softplus ? softplus(raw.at[t]) : raw.at[t];
             w.at[t] = dt.at[t] * u.at[t];
         }
-        if (s.z == nullptr) return;
-        z.load(s.z + b.offset + start, s.length, b.lanes, steps);
-        for (int t = 0; t < steps; ++t) gate.at[t] = sigmoid(z.at[t]);
     }
 };
 
@@ -187,13 +184,8 @@ void forward(const Scan& s, const Block& b) {
             }
             h[n] = state;
         }
-        if (s.z != nullptr)
-            for (int t = 0; t < steps; ++t) y.at[t] *= in.z.at[t] * in.gate.at[t];
         y.store(s.y + b.offset + start, s.length, b.lanes, steps);
     }
-    for (i64 n = 0; n < s.state; ++n)
-        for (int lane = 0; lane < b.lanes; ++lane)
-            s.h[(b.row * s.channels + b.index * W + lane) * s.state + n] = h[n][lane];
 }
 
 // What the walk back holds of one block.
@@ -203,26 +195,18 @@ struct Walk {
     std::vector<vec> A, adjoint;
     std::vector<double> A_grad, D_grad, bias_grad;  // (state, W), (W), (W)
     Steps in;
-    Tile y, y_grad, gated, w_grad, dt_grad;
+    Tile y_grad, w_grad, dt_grad;
 
     Walk(const Scan& s, Block b)
         : b(b), bias(parameter(s.bias, b)), skip(parameter(s.D, b)),
-          A(s.state), adjoint(s.state), A_grad(s.state * W), D_grad(W), bias_grad(W) {
-        const i64 first = (b.row * s.channels + b.index * W) * s.state;
-        for (i64 n = 0; n < s.state; ++n) {
-            A[n] = parameter(s.A, b, n, s.state);
-            adjoint[n] = load_column(s.h_grad == nullptr ? nullptr : s.h_grad + first + n, s.state, b.lanes);
-        }
+          A(s.state), adjoint(s.state, vec{}), A_grad(s.state * W), D_grad(W), bias_grad(W) {
+        for (i64 n = 0; n < s.state; ++n) A[n] = parameter(s.A, b, n, s.state);
     }
 
     void load(const Scan& s, i64 start, int steps) {
         in.load(s, b, bias, start, steps);
         y_grad.load(s.y_grad + b.offset + start, s.length, b.lanes, steps);
-        for (int t = 0; t < steps; ++t) {
-            y.at[t] = skip * in.u.at[t];
-            gated.at[t] = s.z == nullptr ? y_grad.at[t] : y_grad.at[t] * in.z.at[t] * in.gate.at[t];
-            w_grad.at[t] = dt_grad.at[t] = vec{};
-        }
+        for (int t = 0; t < steps; ++t) w_grad.at[t] = dt_grad.at[t] = vec{};
     }
 
     // State n through the chunk, forward to recompute and back; adds to the gradients of B and C by step and lane.
@@ -235,12 +219,11 @@ struct Walk {
             states.at[t] = state;
             decays.at[t] = exp2(in.dt.at[t] * rate);
             state = decays.at[t] * state + in.w.at[t] * B[t];
-            y.at[t] += state * C[t];
         }
         for (int t = steps - 1; t >= 0; --t) {
-            C_sum.at[t] += gated.at[t] * state;
+            C_sum.at[t] += y_grad.at[t] * state;
             state = states.at[t];
-            k += gated.at[t] * C[t];
+            k += y_grad.at[t] * C[t];
             B_sum.at[t] += in.w.at[t] * k;
             w_grad.at[t] += k * B[t];
             k *= decays.at[t];
@@ -255,18 +238,15 @@ struct Walk {
     void write(const Scan& s, i64 start, int steps) {
         vec of_D = {}, of_bias = {};
         for (int t = 0; t < steps; ++t) {
-            if (s.z != nullptr)
-                y.at[t] *= y_grad.at[t] * in.gate.at[t] * (1.0f + in.z.at[t] * (1.0f - in.gate.at[t]));
             vec of_raw = dt_grad.at[t] + w_grad.at[t] * in.u.at[t];
             if (s.softplus) of_raw *= sigmoid(in.raw.at[t]);
-            w_grad.at[t] = w_grad.at[t] * in.dt.at[t] + skip * gated.at[t];  // from here on of u
+            w_grad.at[t] = w_grad.at[t] * in.dt.at[t] + skip * y_grad.at[t];  // from here on of u
             dt_grad.at[t] = of_raw;
-            of_D += gated.at[t] * in.u.at[t];
+            of_D += y_grad.at[t] * in.u.at[t];
             of_bias += of_raw;
         }
         w_grad.store(s.u_grad + b.offset + start, s.length, b.lanes, steps);
         dt_grad.store(s.delta_grad + b.offset + start, s.length, b.lanes, steps);
-        if (s.z != nullptr) y.store(s.z_grad + b.offset + start, s.length, b.lanes, steps);
         for (int lane = 0; lane < W; ++lane) D_grad[lane] += of_D[lane], bias_grad[lane] += of_bias[lane];
     }
 

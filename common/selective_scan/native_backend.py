@@ -25,7 +25,7 @@ def unavailable() -> str | None:
     library = load()
     if isinstance(library, str):
         return library
-    return fault_of(lambda *tensors_and_options: _Scan.apply(*tensors_and_options[:-1])[0], "cpu")
+    return fault_of(_Scan.apply, "cpu")
 
 
 def scan(
@@ -35,14 +35,12 @@ def scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
-    z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """The formula of ``selective_scan``; it can be differentiated once.
 
-    Args: as in ``selective_scan``; ``return_last_state`` returns the state ``(B, D, N)`` after the last step as well.
+    Args: as in ``selective_scan``.
 
     Raises:
         ValueError: the tensors are not on the CPU or not float32.
@@ -52,58 +50,56 @@ def scan(
         raise RuntimeError(f"the native backend cannot be used: {reason}.")
     if u.device.type != "cpu" or u.dtype != torch.float32:
         raise ValueError(f"the native backend takes float32 on the CPU, got {u.dtype} on {u.device}.")
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    inputs = (u, delta, A, B, C, D, delta_bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        y, h = _Scan.apply(*inputs, delta_softplus)
-    else:
-        y, h = _forward([x if x is None else x.detach().contiguous() for x in inputs], delta_softplus, None)
-    return (y, h) if return_last_state else y
+        return _Scan.apply(*inputs, delta_softplus)
+    return _forward([x if x is None else x.detach().contiguous() for x in inputs], delta_softplus, None)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-        inputs = [x if x is None else x.contiguous() for x in (u, delta, A, B, C, D, z, delta_bias)]
+    def forward(ctx, u, delta, A, B, C, D, delta_bias, delta_softplus):
+        inputs = [x if x is None else x.contiguous() for x in (u, delta, A, B, C, D, delta_bias)]
         library, (rows, channels) = load(), _rows(u, B)
         blocks, chunks = -(-channels // library.scan_lanes()), -(-u.shape[2] // library.scan_chunk())
         kept = u.new_empty(rows, blocks, chunks, A.shape[1], library.scan_lanes())
-        y, h = _forward(inputs, delta_softplus, kept)
+        y = _forward(inputs, delta_softplus, kept)
         ctx.save_for_backward(*inputs, kept)
         ctx.delta_softplus = delta_softplus
-        return y, h
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, y_grad, h_grad):
-        *inputs, kept = ctx.saved_tensors
-        return *_backward(inputs, ctx.delta_softplus, kept, y_grad.contiguous(), h_grad.contiguous()), None
+    def backward(ctx, y_grad):
+        # what a hook gives back for them may lie in memory in another order
+        *inputs, kept = (x if x is None else x.contiguous() for x in ctx.saved_tensors)
+        return *_backward(inputs, ctx.delta_softplus, kept, y_grad.contiguous()), None
 
 
-def _forward(inputs: list[Tensor | None], softplus: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+def _forward(inputs: list[Tensor | None], softplus: bool, kept: Tensor | None) -> Tensor:
     u, A, B = inputs[0], inputs[2], inputs[3]
     library, (rows, channels) = load(), _rows(u, B)
-    y, h = torch.empty_like(u), u.new_empty(*u.shape[:2], A.shape[1])
-    arguments = _Arguments.of(inputs, softplus, y=y, h=h, kept=kept)
+    y = torch.empty_like(u)
+    arguments = _Arguments.of(inputs, softplus, y=y, kept=kept)
     _split(library.scan_forward, arguments, rows * -(-channels // library.scan_lanes()), _threads(u, A))
-    return y, h
+    return y
 
 
-def _backward(inputs, softplus: bool, kept: Tensor, y_grad: Tensor, h_grad: Tensor) -> list[Tensor | None]:
-    u, delta, A, B, C, D, z, delta_bias = inputs
+def _backward(inputs, softplus: bool, kept: Tensor, y_grad: Tensor) -> list[Tensor | None]:
+    u, delta, A, B, C, D, delta_bias = inputs
     library, (rows, channels) = load(), _rows(u, B)
     # few rows: the channels of each are dealt out, which needs a copy of the gradients of B and C for every part
     parts = max(1, min(_threads(u, A) // rows, -(-channels // library.scan_lanes())))
     grads = {"u_grad": torch.empty_like(u), "delta_grad": torch.empty_like(u)}
-    grads["z_grad"] = None if z is None else torch.empty_like(u)
     grads["B_grad"], grads["C_grad"] = u.new_zeros(parts, *B.shape), u.new_zeros(parts, *B.shape)
     grads["A_grad"] = u.new_empty(u.shape[0], *A.shape)
     grads["D_grad"], grads["bias_grad"] = u.new_empty(u.shape[:2]), u.new_empty(u.shape[:2])
-    arguments = _Arguments.of(inputs, softplus, kept=kept, y_grad=y_grad, h_grad=h_grad, **grads)
+    arguments = _Arguments.of(inputs, softplus, kept=kept, y_grad=y_grad, **grads)
     _split(library.scan_backward, arguments, rows * parts, _threads(u, A), parts)
-    of = {name: x if name in ("u_grad", "delta_grad", "z_grad") else x.sum(0) for name, x in grads.items()}
+    of = {name: x if name in ("u_grad", "delta_grad") else x.sum(0) for name, x in grads.items()}
     return [
         of["u_grad"], of["delta_grad"], of["A_grad"], of["B_grad"], of["C_grad"],
-        None if D is None else of["D_grad"], of["z_grad"], None if delta_bias is None else of["bias_grad"],
+        None if D is None else of["D_grad"], None if delta_bias is None else of["bias_grad"],
     ]  # fmt: skip
 
 
@@ -117,9 +113,8 @@ class _Arguments(ctypes.Structure):
     """``struct Scan`` of the source."""
 
     NUMBERS = ("rows", "groups", "channels", "state", "length", "softplus")
-    INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "bias")
-    OTHERS = ("y", "h", "kept", "y_grad", "h_grad", "u_grad", "delta_grad", "z_grad", "B_grad", "C_grad",
-              "A_grad", "D_grad", "bias_grad")  # fmt: skip
+    INPUTS = ("u", "delta", "A", "B", "C", "D", "bias")
+    OTHERS = ("y", "kept", "y_grad", "u_grad", "delta_grad", "B_grad", "C_grad", "A_grad", "D_grad", "bias_grad")
     _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [(name, ctypes.c_void_p) for name in INPUTS + OTHERS]
 
     @classmethod

@@ -19,14 +19,12 @@ def scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
-    z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """The formula of ``selective_scan``, differentiated by autograd, any number of times.
 
-    Args: as in ``selective_scan``; ``return_last_state`` returns the state ``(B, D, N)`` after the last step as well.
+    Args: as in ``selective_scan``.
     """
     dt = delta if delta_bias is None else delta + delta_bias[:, None]
     dt = F.softplus(dt) if delta_softplus else dt
@@ -37,9 +35,7 @@ def scan(
         h = torch.exp(dt_t[..., None] * A) * h + w_t[..., None] * B_t
         ys.append((h * C_t).sum(2))
     y = torch.stack(ys, 2)
-    y = y if D is None else y + D[:, None] * u
-    y = y if z is None else y * F.silu(z)
-    return (y, h) if return_last_state else y
+    return y if D is None else y + D[:, None] * u
 
 
 def each_channel(x: Tensor, u: Tensor) -> Tensor:

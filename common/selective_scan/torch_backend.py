@@ -21,37 +21,33 @@ def scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
-    z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """The formula of ``selective_scan`` in two levels; it can be differentiated once.
 
-    Args: as in ``selective_scan``; ``return_last_state`` returns the state ``(B, D, N)`` after the last step as well.
+    Args: as in ``selective_scan``.
     """
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    inputs = (u, delta, A, B, C, D, delta_bias)
     rows = chunked_forward.rows_of(u, B)
     channels = u.shape[0] * u.shape[1] // rows
     sizes = chunked_forward.plan(rows, channels, A.shape[1], u.shape[2], u.is_cuda)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        y, h = _Scan.apply(*inputs, delta_softplus, sizes)
-    else:
-        y, h, _ = chunked_forward.forward(*inputs, delta_softplus, sizes, False)
-    return (y, h) if return_last_state else y
+        return _Scan.apply(*inputs, delta_softplus, sizes)
+    return chunked_forward.forward(*inputs, delta_softplus, sizes, False)[0]
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, z, delta_bias, delta_softplus, sizes):
-        inputs = (u, delta, A, B, C, D, z, delta_bias)
-        y, h, first = chunked_forward.forward(*inputs, delta_softplus, sizes, True)
+    def forward(ctx, u, delta, A, B, C, D, delta_bias, delta_softplus, sizes):
+        inputs = (u, delta, A, B, C, D, delta_bias)
+        y, first = chunked_forward.forward(*inputs, delta_softplus, sizes, True)
         ctx.save_for_backward(*inputs, *first)
         ctx.options = delta_softplus, sizes
-        return y, h
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, y_grad, h_grad):
-        inputs, first = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
-        return *chunked_backward.backward(*inputs, *ctx.options, first, y_grad, h_grad), None, None
+    def backward(ctx, y_grad):
+        saved = ctx.saved_tensors  # asked for once: each time unpacks all, which gradient checkpointing allows once
+        return *chunked_backward.backward(*saved[:7], *ctx.options, saved[7:], y_grad), None, None

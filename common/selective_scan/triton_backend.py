@@ -39,12 +39,10 @@ def scan(
     B: torch.Tensor,
     C: torch.Tensor,
     D: torch.Tensor | None,
-    z: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
-    return_last_state: bool,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """The scan of `selective_scan`, computed in float32 whatever the dtype; also the last state has a gradient.
+) -> torch.Tensor:
+    """The scan of `selective_scan`, computed in float32 whatever the dtype.
 
     Raises:
         TypeError: a float64 input, whose digits the kernels would drop.
@@ -55,26 +53,27 @@ def scan(
     if not (u.is_cuda or _interpreting()):
         raise ValueError(f"the triton backend needs CUDA tensors, got tensors on {u.device}.")
     B, C = (x.unsqueeze(1) if x.dim() == 3 else x for x in (B, C))
-    out, last = _Scan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    return (out, last) if return_last_state else out
+    return _Scan.apply(u, delta, A, B, C, D, delta_bias, delta_softplus)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, z, bias, softplus):
-        tensors = [x if x is None else x.contiguous() for x in (u, delta, A, B, C, D, z, bias)]
+    def forward(ctx, u, delta, A, B, C, D, bias, softplus):
+        tensors = [x if x is None else x.contiguous() for x in (u, delta, A, B, C, D, bias)]
         out, bounds = _forward(*tensors, softplus)
         ctx.save_for_backward(*tensors, bounds)
         ctx.softplus = softplus
-        return out, bounds[:, -1].reshape(*u.shape[:2], -1).clone()
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, out_grad, last_grad):
-        return *_backward(*ctx.saved_tensors, ctx.softplus, out_grad.contiguous(), last_grad), None
+    def backward(ctx, out_grad):
+        # what a hook gives back for them may lie in memory in another order
+        saved = [x if x is None else x.contiguous() for x in ctx.saved_tensors]
+        return *_backward(*saved, ctx.softplus, out_grad.contiguous()), None
 
 
-def _forward(u, delta, A, B, C, D, z, bias, softplus):
+def _forward(u, delta, A, B, C, D, bias, softplus):
     """The output, and the states at the chunk boundaries ``(rows, chunks + 1, N)``."""
     kernels, (batch, channels, length), (groups, states) = _kernels(), u.shape, B.shape[1:3]
     tokens, block, chunks = _plan(length, states)
@@ -85,12 +84,12 @@ def _forward(u, delta, A, B, C, D, z, bias, softplus):
     with torch.cuda.device_of(u):
         kernels.chunk_ends[rows * chunks,](u, delta, A, B, bias, ends, steps, *shape, SOFTPLUS=softplus, **tile)
         kernels.carry[rows,](ends, steps, A, bounds, channels, states, chunks, REVERSE=False, **tile)
-        kernels.outputs[rows * chunks,](u, delta, A, B, C, D, z, bias, bounds, out, *shape, SOFTPLUS=softplus, **tile)
+        kernels.outputs[rows * chunks,](u, delta, A, B, C, D, bias, bounds, out, *shape, SOFTPLUS=softplus, **tile)
     return out, bounds
 
 
-def _backward(u, delta, A, B, C, D, z, bias, bounds, softplus, out_grad, last_grad):
-    """The gradients of the eight inputs, None for those not given."""
+def _backward(u, delta, A, B, C, D, bias, bounds, softplus, out_grad):
+    """The gradients of the seven inputs, None for those not given."""
     kernels, (batch, channels, length), (groups, states) = _kernels(), u.shape, B.shape[1:3]
     tokens, block, chunks = _plan(length, states)
     rows, tile = batch * channels, {"TOKENS": tokens, "STATES": block}
@@ -100,27 +99,27 @@ def _backward(u, delta, A, B, C, D, z, bias, bounds, softplus, out_grad, last_gr
         return u.new_empty(size, dtype=torch.float32)
 
     starts, steps, adjoints = empty(rows, chunks, states), empty(rows, chunks), empty(rows, chunks + 1, states)
-    adjoints[:, -1] = last_grad.reshape(rows, states)
+    adjoints[:, -1] = 0
     blocks = -(-channels // groups // CHANNELS)
     B_parts, C_parts = (empty(batch, groups, blocks, states, length) for _ in range(2))
     A_parts = empty(batch, chunks, channels, states)
     D_parts, bias_parts = (None if x is None else empty(batch, chunks, channels) for x in (D, bias))
-    u_grad, delta_grad, z_grad = (None if x is None else torch.empty_like(x) for x in (u, delta, z))
+    u_grad, delta_grad = torch.empty_like(u), torch.empty_like(delta)
     with torch.cuda.device_of(u):
         kernels.adjoint_starts[rows * chunks,](
-            delta, A, C, z, bias, out_grad, starts, steps, *shape, SOFTPLUS=softplus, **tile
+            delta, A, C, bias, out_grad, starts, steps, *shape, SOFTPLUS=softplus, **tile
         )
         kernels.carry[rows,](starts, steps, A, adjoints, channels, states, chunks, REVERSE=True, **tile)
         kernels.gradients[batch * groups * blocks * chunks,](
-            u, delta, A, B, C, D, z, bias, out_grad, bounds, adjoints,
-            u_grad, delta_grad, z_grad, A_parts, B_parts, C_parts, D_parts, bias_parts, *shape,
+            u, delta, A, B, C, D, bias, out_grad, bounds, adjoints,
+            u_grad, delta_grad, A_parts, B_parts, C_parts, D_parts, bias_parts, *shape,
             SOFTPLUS=softplus, CHANNELS=CHANNELS, **tile,
         )  # fmt: skip
     A_grad, D_grad, bias_grad = (
         None if x is None else parts.sum((0, 1)).to(x.dtype)
         for x, parts in ((A, A_parts), (D, D_parts), (bias, bias_parts))
     )
-    return u_grad, delta_grad, A_grad, B_parts.sum(2).to(B), C_parts.sum(2).to(C), D_grad, z_grad, bias_grad
+    return u_grad, delta_grad, A_grad, B_parts.sum(2).to(B), C_parts.sum(2).to(C), D_grad, bias_grad
 
 
 def _plan(length: int, states: int) -> tuple[int, int, int]:

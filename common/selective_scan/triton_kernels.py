@@ -75,15 +75,6 @@ def _vector(pointer, row, n, states):
 
 
 @triton.jit
-def _gated(x, z, row, t, length):
-    """``x`` times SiLU of ``z`` where there is one."""
-    if z is not None:
-        gate = _row(z, row, t, length)
-        x *= gate * tl.sigmoid(gate)
-    return x
-
-
-@triton.jit
 def _skipped(y, skip, channel, value):
     """``y`` plus what goes past the scan."""
     if skip is not None:
@@ -136,7 +127,7 @@ def carry(
 
 @triton.jit
 def outputs(
-    u, delta, A, B, C, skip, z, bias, bounds, out, channels, groups, states, length, chunks,
+    u, delta, A, B, C, skip, bias, bounds, out, channels, groups, states, length, chunks,
     SOFTPLUS: tl.constexpr, TOKENS: tl.constexpr, STATES: tl.constexpr,
 ):  # fmt: skip
     """The output of a chunk, from the state that enters it."""
@@ -149,12 +140,12 @@ def outputs(
     decay, state = tl.associative_scan((decay, drive), 1, _compose)
     state += decay * _vector(bounds, row * (chunks + 1) + chunk, n, states)[:, None]
     y = _skipped(tl.sum(state * _tile(C, group, n, states, t, length), 0), skip, channel, value)
-    tl.store(out + row * length + t, _gated(y, z, row, t, length), mask=t < length)
+    tl.store(out + row * length + t, y, mask=t < length)
 
 
 @triton.jit
 def adjoint_starts(
-    delta, A, C, z, bias, out_grad, starts, steps, channels, groups, states, length, chunks,
+    delta, A, C, bias, out_grad, starts, steps, channels, groups, states, length, chunks,
     SOFTPLUS: tl.constexpr, TOKENS: tl.constexpr, STATES: tl.constexpr,
 ):  # fmt: skip
     """The adjoint at a chunk's first token with none from the right, and the steps from there to the next chunk's."""
@@ -164,24 +155,16 @@ def adjoint_starts(
     dt = _step(delta, bias, row, channel, t, length, SOFTPLUS)
     since = tl.cumsum(tl.where(local > 0, dt, 0.0), 0)
     decay = tl.exp(_vector(A, channel, n, states)[:, None] * since[None, :])
-    y_grad = _gated(_row(out_grad, row, t, length), z, row, t, length)
+    y_grad = _row(out_grad, row, t, length)
     start = tl.sum(decay * _tile(C, group, n, states, t, length) * y_grad[None, :], 1)
     tl.store(starts + (row * chunks + chunk) * states + n, start, mask=n < states)
     tl.store(steps + row * chunks + chunk, tl.sum(_step(delta, bias, row, channel, t + 1, length, SOFTPLUS), 0))
 
 
 @triton.jit
-def _gate_gradient(z, z_grad, out_grad, y, row, t, length):
-    if z is not None:
-        gate = _row(z, row, t, length)
-        slope = tl.sigmoid(gate) * (1.0 + gate * (1.0 - tl.sigmoid(gate)))
-        tl.store(z_grad + row * length + t, _row(out_grad, row, t, length) * y * slope, mask=t < length)
-
-
-@triton.jit
 def _channel_gradients(
-    u, delta, A, B_before, B_tile, C_tile, skip, z, bias, out_grad, bounds, adjoints,
-    u_grad, delta_grad, z_grad, A_parts, skip_parts, bias_parts,
+    u, delta, A, B_before, B_tile, C_tile, skip, bias, out_grad, bounds, adjoints,
+    u_grad, delta_grad, A_parts, skip_parts, bias_parts,
     place, row, channel, chunk, chunks, n, states, before, t, length, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """Store a channel's own gradients; return what it adds to those of B and C.
@@ -193,7 +176,7 @@ def _channel_gradients(
     value = _row(u, row, t, length)
     dt = _step(delta, bias, row, channel, t, length, SOFTPLUS)
     after = _step(delta, bias, row, channel, t + 1, length, SOFTPLUS)
-    y_grad = _gated(_row(out_grad, row, t, length), z, row, t, length)
+    y_grad = _row(out_grad, row, t, length)
     drive_before = _step(delta, bias, row, channel, before, length, SOFTPLUS) * _row(u, row, before, length)
     decay = tl.exp(rate * dt[None, :])
     decay, kept = tl.associative_scan((decay, decay * drive_before[None, :] * B_before), 1, _compose)
@@ -213,15 +196,13 @@ def _channel_gradients(
     tl.store(u_grad + row * length + t, _skipped(drive_grad * dt, skip, channel, y_grad), mask=t < length)
     if skip is not None:
         tl.store(skip_parts + place, tl.sum(y_grad * value, 0))
-    y = _skipped(tl.sum(state * C_tile, 0), skip, channel, value)
-    _gate_gradient(z, z_grad, out_grad, y, row, t, length)
     return adjoint * (dt * value)[None, :], state * y_grad[None, :]
 
 
 @triton.jit
 def gradients(
-    u, delta, A, B, C, skip, z, bias, out_grad, bounds, adjoints,
-    u_grad, delta_grad, z_grad, A_parts, B_parts, C_parts, skip_parts, bias_parts,
+    u, delta, A, B, C, skip, bias, out_grad, bounds, adjoints,
+    u_grad, delta_grad, A_parts, B_parts, C_parts, skip_parts, bias_parts,
     channels, groups, states, length, chunks,
     SOFTPLUS: tl.constexpr, TOKENS: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -243,8 +224,8 @@ def gradients(
     for i in range(0, tl.minimum(per_group - block * CHANNELS, CHANNELS)):
         channel = group % groups * per_group + block * CHANNELS + i
         B_more, C_more = _channel_gradients(
-            u, delta, A, B_before, B_tile, C_tile, skip, z, bias, out_grad, bounds, adjoints,
-            u_grad, delta_grad, z_grad, A_parts, skip_parts, bias_parts,
+            u, delta, A, B_before, B_tile, C_tile, skip, bias, out_grad, bounds, adjoints,
+            u_grad, delta_grad, A_parts, skip_parts, bias_parts,
             (batch * chunks + chunk) * channels + channel, batch * channels + channel, channel,
             chunk, chunks, n, states, before, t, length, SOFTPLUS,
         )  # fmt: skip

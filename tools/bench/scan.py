@@ -105,13 +105,13 @@ def _bytes(x: torch.Tensor) -> int:
 
 
 def _inputs(length: int) -> list[torch.Tensor]:
-    """As a fresh Mamba block has them: u, delta, A, B, C, D, z, delta_bias."""
+    """As a fresh Mamba block has them: u, delta, A, B, C, D, delta_bias."""
     signal = (BATCH, CHANNELS, length)
-    u, delta, z = torch.randn(signal), 0.5 * torch.randn(signal), torch.randn(signal)
+    u, delta = torch.randn(signal), 0.5 * torch.randn(signal)
     B, C = torch.randn(BATCH, STATE, length), torch.randn(BATCH, STATE, length)
     A = -torch.arange(1.0, STATE + 1).repeat(CHANNELS, 1)
     size = torch.exp(torch.empty(CHANNELS).uniform_(-6.9, -2.3))  # steps from 0.001 to 0.1
-    return [u, delta, A, B, C, torch.ones(CHANNELS), z, torch.log(torch.expm1(size))]
+    return [u, delta, A, B, C, torch.ones(CHANNELS), torch.log(torch.expm1(size))]
 
 
 def _forward(inputs: list[torch.Tensor], name: str) -> torch.Tensor:

@@ -93,7 +93,7 @@ def test_backends_are_given_one_dtype(used, inputs, monkeypatch):
     tensors = inputs(dtype=torch.bfloat16)
     tensors[2] = tensors[2].float()
     y = selective_scan(*tensors, True, backend="torch")
-    assert {x.dtype for x in given[:8]} == {torch.float32} and given[8:] == [True, False] and y.dtype == torch.bfloat16
+    assert {x.dtype for x in given[:7]} == {torch.float32} and given[7:] == [True] and y.dtype == torch.bfloat16
 
 
 def test_without_triton_and_mamba_ssm():

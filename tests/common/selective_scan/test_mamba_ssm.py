@@ -23,14 +23,14 @@ def install(monkeypatch, function):
     return calls
 
 
-def loop(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+def loop(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False):
     """A scan of one group, for tensors that are already as the kernels demand."""
     B, C = (x if x.dim() == 3 else x[:, 0] for x in (B, C))
     state, out = torch.zeros(*u.shape[:2], A.shape[1]), []
     for t in range(u.shape[2]):
         state = (delta[:, :, t, None] * A).exp() * state + (delta[:, :, t] * u[:, :, t])[..., None] * B[:, None, :, t]
         out.append((state * C[:, None, :, t]).sum(-1))
-    return (torch.stack(out, -1), state) if return_last_state else torch.stack(out, -1)
+    return torch.stack(out, -1)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,6 @@ def inputs(dtype=torch.float32, length=5):
         noise(2, 4, 1).expand(2, 4, length),
         noise(2, 1, 4, length),
         noise(3),
-        noise(2, length, 3).mT,
         noise(3),
     ]
 
@@ -62,16 +61,16 @@ def test_layout_and_dtypes_are_those_the_kernels_demand(monkeypatch):
     calls = install(monkeypatch, lambda u, *_, **__: torch.zeros_like(u))
     given = inputs(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = mamba_ssm_backend.scan(*given, True, False)
+        out = mamba_ssm_backend.scan(*given, True)
     assert out.dtype == torch.bfloat16
     ((args, kwargs),) = calls
     u, delta, A, B, C, D = args
-    z, bias = kwargs["z"], kwargs["delta_bias"]
-    assert {x.dtype for x in (u, delta, B, C, z)} == {torch.bfloat16}
+    bias = kwargs["delta_bias"]
+    assert {x.dtype for x in (u, delta, B, C)} == {torch.bfloat16}
     assert {x.dtype for x in (A, D, bias)} == {torch.float32}
-    assert all(x.stride(-1) == 1 for x in (u, delta, B, C, z)) and all(x.is_contiguous() for x in (A, D, bias))
-    assert kwargs["delta_softplus"] is True and kwargs["return_last_state"] is False
-    for x, y in zip((u, delta, A, B, C, D, z, bias), given, strict=True):
+    assert all(x.stride(-1) == 1 for x in (u, delta, B, C)) and all(x.is_contiguous() for x in (A, D, bias))
+    assert kwargs["delta_softplus"] is True
+    for x, y in zip((u, delta, A, B, C, D, bias), given, strict=True):
         assert torch.equal(x, y.to(x.dtype))
 
 
@@ -79,7 +78,7 @@ def test_autocast_is_off_around_the_call(monkeypatch):
     seen = []
     install(monkeypatch, lambda u, *_, **__: seen.append(torch.is_autocast_enabled("cpu")) or u)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mamba_ssm_backend.scan(*inputs(), True, False)
+        mamba_ssm_backend.scan(*inputs(), True)
     assert seen == [False]
 
 
@@ -87,28 +86,27 @@ def test_dtypes_that_differ_meet_in_float32(monkeypatch):
     calls = install(monkeypatch, lambda u, *_, **__: torch.zeros_like(u))
     given = inputs(torch.float16)
     given[1] = given[1].float()
-    assert mamba_ssm_backend.scan(*given, True, False).dtype == torch.float16
+    assert mamba_ssm_backend.scan(*given, True).dtype == torch.float16
     args, kwargs = calls[0]
-    assert {x.dtype for x in (*args, kwargs["z"], kwargs["delta_bias"])} == {torch.float32}
+    assert {x.dtype for x in (*args, kwargs["delta_bias"])} == {torch.float32}
 
 
-def test_inputs_not_given_stay_so_and_the_last_state_has_no_gradient(monkeypatch):
+def test_inputs_not_given_stay_so(monkeypatch):
     calls = install(monkeypatch, loop)
     u, delta, A, B, C, *_ = inputs()
     u.requires_grad_()
-    out, last = mamba_ssm_backend.scan(u, delta, A, B, C, None, None, None, False, True)
-    assert calls[0][0][5] is None and calls[0][1]["z"] is None and calls[0][1]["delta_bias"] is None
-    assert out.requires_grad and not last.requires_grad and last.shape == (2, 3, 4)
+    y = mamba_ssm_backend.scan(u, delta, A, B, C, None, None, False)
+    assert calls[0][0][5] is None and calls[0][1]["delta_bias"] is None and y.requires_grad
 
 
 def test_refuses_what_the_kernels_cannot_take(monkeypatch):
     calls = install(monkeypatch, loop)
     with pytest.raises(TypeError, match="torch.float64.*backend='torch'"):
-        mamba_ssm_backend.scan(*inputs(torch.float64), True, False)
+        mamba_ssm_backend.scan(*inputs(torch.float64), True)
     given = inputs()
     given[2] = torch.ones(3, 257)
     with pytest.raises(ValueError, match="at most 256 states, got 257"):
-        mamba_ssm_backend.scan(*given, True, False)
+        mamba_ssm_backend.scan(*given, True)
     assert calls == []
 
 
@@ -171,5 +169,5 @@ def test_equals_the_recurrence_where_it_works():
         pytest.skip(f"mamba-ssm cannot be used: {reason}")
     u, delta, A, B, C, *_ = inputs(length=70)
     delta = delta.abs()
-    found = mamba_ssm_backend.scan(*(x.cuda() for x in (u, delta, A, B, C)), None, None, None, False, False)
+    found = mamba_ssm_backend.scan(*(x.cuda() for x in (u, delta, A, B, C)), None, None, False)
     torch.testing.assert_close(found.cpu(), loop(u, delta, A, B, C), atol=1e-5, rtol=1e-5)

@@ -10,19 +10,19 @@ from common.selective_scan import dispatch, selective_scan
 
 
 class Scan(torch.nn.Module):
-    """Its parameters are those of a block; u, delta, B, C and z come from outside."""
+    """Its parameters are those of a block; u, delta, B and C come from outside."""
 
     def __init__(self, tensors):
         super().__init__()
-        self.A, self.D, self.bias = (torch.nn.Parameter(tensors[i].detach()) for i in (2, 5, 7))
+        self.A, self.D, self.bias = (torch.nn.Parameter(tensors[i].detach()) for i in (2, 5, 6))
 
-    def forward(self, u, delta, B, C, z):
-        return selective_scan(u, delta, self.A, B, C, self.D, z, self.bias, True)
+    def forward(self, u, delta, B, C):
+        return selective_scan(u, delta, self.A, B, C, self.D, self.bias, True)
 
 
 def split(tensors):
-    """The module and its five inputs."""
-    return Scan(tensors), [tensors[i].detach() for i in (0, 1, 3, 4, 6)]
+    """The module and its four inputs."""
+    return Scan(tensors), [tensors[i].detach() for i in (0, 1, 3, 4)]
 
 
 LOAD = """

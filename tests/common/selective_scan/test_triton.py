@@ -10,7 +10,7 @@ import torch
 from common.selective_scan import triton_backend
 
 ROOT = Path(__file__).resolve().parents[3]
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 # (batch, channels, groups (0: B and C without that axis), states, length, spread of delta, inputs left out, softplus);
@@ -18,9 +18,9 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 CASES = {
     "every input": (2, 2, 2, 3, 9, 0.5, (), True),
     "more chunks than a tile": (1, 1, 1, 2, 19, 0.5, (), True),
-    "as few inputs as can be": (1, 1, 1, 1, 4, 0.5, ("D", "z", "delta_bias"), False),
-    "gate without a skip": (1, 1, 1, 2, 3, 0.5, ("D",), True),
-    "one token": (1, 2, 0, 1, 1, 0.5, ("z",), True),
+    "as few inputs as can be": (1, 1, 1, 1, 4, 0.5, ("D", "delta_bias"), False),
+    "without a skip": (1, 1, 1, 2, 3, 0.5, ("D",), True),
+    "one token": (1, 2, 0, 1, 1, 0.5, (), True),
     "more channels than a block": (1, 3, 0, 2, 5, 0.5, ("delta_bias",), True),
     "strong decay": (1, 1, 1, 2, 8, 10.0, (), True),
 }
@@ -30,17 +30,16 @@ from common.selective_scan import triton_backend
 assert triton_backend.unavailable() is None, triton_backend.unavailable()
 triton_backend.TOKENS, triton_backend.CHANNELS = 4, 2
 cases, found = torch.load(sys.argv[1] + "/cases.pt", weights_only=True), {}
-for name, (inputs, softplus, weights) in cases.items():
+for name, (inputs, softplus, weight) in cases.items():
     inputs = [None if x is None else x.float().requires_grad_() for x in inputs]
     # tokens that are not neighbours in memory
     views = [x if x is None or x.dim() < 3 else x.mT.contiguous().mT for x in inputs]
-    results = triton_backend.scan(*views, softplus, True)
+    y = triton_backend.scan(*views, softplus)
     given = [x for x in inputs if x is not None]
-    loss = sum((result * weight).sum() for result, weight in zip(results, weights))
-    found[name] = [x.detach() for x in results], torch.autograd.grad(loss, given)
+    found[name] = y.detach(), torch.autograd.grad((y * weight).sum(), given)
 torch.save(found, sys.argv[1] + "/found.pt")
-inputs = [x.bfloat16() for x in cases["gate without a skip"][0] if x is not None]
-assert triton_backend.scan(*inputs[:5], None, *inputs[5:], True, False).dtype == torch.bfloat16
+inputs = [x.bfloat16() for x in cases["every input"][0]]
+assert triton_backend.scan(*inputs, True).dtype == torch.bfloat16
 """
 COMPILE = """
 import triton
@@ -51,7 +50,7 @@ tile = {"TOKENS": triton_backend.TOKENS, "STATES": 16, "CHANNELS": triton_backen
 plain, flipped = ({"SOFTPLUS": flag, "REVERSE": flag, **tile} for flag in (False, True))
 # as a launch specialises: a size of 1 and an input that is not given are constants of the compiled code
 ones = dict.fromkeys(["channels", "groups", "states", "length", "chunks"], 1)
-missing = dict.fromkeys(["skip", "z", "bias", "z_grad", "skip_parts", "bias_parts"])
+missing = dict.fromkeys(["skip", "bias", "skip_parts", "bias_parts"])
 for constants in (plain, {**flipped, **ones, **missing}):
     for name in triton_kernels.__all__:
         kernel = getattr(triton_kernels, name)
@@ -71,20 +70,20 @@ def draw(case, generator):
 
     inner = (batch, groups, states, length) if groups else (batch, states, length)
     inputs = [noise(batch, channels, length), noise(batch, channels, length) * spread, -noise(channels, states).exp()]
-    inputs += [noise(*inner), noise(*inner), noise(channels), noise(batch, channels, length), noise(channels)]
+    inputs += [noise(*inner), noise(*inner), noise(channels), noise(channels)]
     inputs = [None if name in missing else x for name, x in zip(NAMES, inputs, strict=True)]
     if not case[-1]:
         inputs[1] = inputs[1].abs()
-    return inputs, (noise(batch, channels, length), noise(batch, channels, states))
+    return inputs, noise(batch, channels, length)
 
 
 def reference(inputs, softplus):
-    """The recurrence one number at a time, in float64: the output and the last state."""
-    u, delta, A, B, C, D, z, bias = inputs
+    """The recurrence one number at a time, in float64."""
+    u, delta, A, B, C, D, bias = inputs
     (batch, channels, length), states = u.shape, A.shape[1]
     groups = B.shape[1] if B.dim() == 4 else 1
     B, C = (x.reshape(batch, groups, states, length) for x in (B, C))
-    out, last = [], []
+    out = []
     for b in range(batch):
         for d in range(channels):
             g = d // (channels // groups)
@@ -94,10 +93,8 @@ def reference(inputs, softplus):
                 step = torch.log1p(step.exp()) if softplus else step
                 state = [(step * A[d, n]).exp() * state[n] + step * B[b, g, n, t] * u[b, d, t] for n in range(states)]
                 y = sum(C[b, g, n, t] * state[n] for n in range(states))
-                y = y if D is None else y + D[d] * u[b, d, t]
-                out.append(y if z is None else y * z[b, d, t] / (1 + (-z[b, d, t]).exp()))
-            last += state
-    return torch.stack(out).reshape(u.shape), torch.stack(last).reshape(batch, channels, states)
+                out.append(y if D is None else y + D[d] * u[b, d, t])
+    return torch.stack(out).reshape(u.shape)
 
 
 def child(code, *arguments, **environment):
@@ -111,12 +108,12 @@ def child(code, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    """Each case's inputs, weights, and what Triton's interpreter finds for them."""
+    """Each case's inputs, weight, and what Triton's interpreter finds for them."""
     folder, generator = tmp_path_factory.mktemp("interpreted"), torch.Generator().manual_seed(0)
     cases = {}
     for name, case in CASES.items():
-        inputs, weights = draw(case, generator)
-        cases[name] = (inputs, case[-1], weights)
+        inputs, weight = draw(case, generator)
+        cases[name] = (inputs, case[-1], weight)
     torch.save(cases, folder / "cases.pt")
     child(CHILD, str(folder), TRITON_INTERPRET="1")
     return cases, torch.load(folder / "found.pt", weights_only=True)
@@ -126,15 +123,14 @@ def interpreted(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted_kernels_equal_the_recurrence_with_all_gradients(name, interpreted):
     cases, found = interpreted
-    inputs, softplus, weights = cases[name]
+    inputs, softplus, weight = cases[name]
     inputs = [None if x is None else x.clone().requires_grad_() for x in inputs]
-    results = reference(inputs, softplus)
-    given = [x for x in inputs if x is not None]
-    grads = torch.autograd.grad(sum((r * w).sum() for r, w in zip(results, weights, strict=True)), given)
-    for ours, exact in zip(found[name][0], results, strict=True):
-        assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
-    for ours, exact in zip(found[name][1], grads, strict=True):
-        assert ours.shape == exact.shape and (ours - exact).abs().max() <= 5e-6 * exact.abs().max()
+    exact = reference(inputs, softplus)
+    grads = torch.autograd.grad((exact * weight).sum(), [x for x in inputs if x is not None])
+    y, ours = found[name]
+    assert (y - exact).abs().max() <= 1e-6 * exact.abs().max()
+    for one, other in zip(ours, grads, strict=True):
+        assert one.shape == other.shape and (one - other).abs().max() <= 5e-6 * other.abs().max()
 
 
 @needs_triton
@@ -148,12 +144,11 @@ def test_kernels_compile_ahead_of_time_for_hopper(tmp_path):
 @pytest.mark.parametrize("length", [1, 64, 65, 300])
 def test_equals_the_recurrence_on_cuda(length):
     assert triton_backend.unavailable() is None
-    inputs, weights = draw((2, 6, 2, 5, length, 0.5, (), True), torch.Generator().manual_seed(1))
+    inputs, weight = draw((2, 6, 2, 5, length, 0.5, (), True), torch.Generator().manual_seed(1))
     exact, ours = [x.requires_grad_() for x in inputs], [x.detach().float().cuda().requires_grad_() for x in inputs]
-    for results, given in ((reference(exact, True), exact), (triton_backend.scan(*ours, True, True), ours)):
-        loss = sum((r * w.to(r)).sum() for r, w in zip(results, weights, strict=True))
-        loss.backward()
-        given.append(results[0].detach())
+    for y, given in ((reference(exact, True), exact), (triton_backend.scan(*ours, True), ours)):
+        (y * weight.to(y)).sum().backward()
+        given.append(y.detach())
     torch.testing.assert_close(ours.pop().double().cpu(), exact.pop(), atol=1e-5, rtol=1e-5)
     for a, b in zip(ours, exact, strict=True):
         assert (a.grad.double().cpu() - b.grad).abs().max() <= 1e-4 * b.grad.abs().max() + 1e-7
@@ -193,6 +188,6 @@ def test_refuses_what_the_kernels_cannot_take(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     inputs, _ = draw(CASES["every input"], torch.Generator().manual_seed(0))
     with pytest.raises(TypeError, match="float32; use backend='torch'"):
-        triton_backend.scan(*inputs, True, False)
+        triton_backend.scan(*inputs, True)
     with pytest.raises(ValueError, match="needs CUDA tensors, got tensors on cpu"):
-        triton_backend.scan(*(x.float() for x in inputs), True, False)
+        triton_backend.scan(*(x.float() for x in inputs), True)
