@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +13,7 @@ from monai.transforms import SaveImaged
 from monai.utils import get_equivalent_dtype
 
 from common.data.dataset import DataError
+from common.data.temporary import temporary_path
 
 
 class ScanGridWriter(NibabelWriter):
@@ -39,7 +39,7 @@ class ScanGridWriter(NibabelWriter):
         header["cal_min"] = header["cal_max"] = 0  # the scan's window would hide the labels in a viewer
         header["descrip"] = b""
         target = Path(filename)
-        part = target.with_name(f".{uuid4().hex}_{target.name}")
+        part = temporary_path(target)
         try:
             nib.save(type(scan)(found, None, header), part)  # no affine: those of the header stay, with their codes
             os.replace(part, target)

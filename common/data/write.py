@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 
 from common.data.dataset import SPLITS, file_stem
 from common.data.photograph import write_png
+from common.data.temporary import remove_leftovers, temporary_path
 
 __all__ = ["Case", "atomic_folder", "write_dataset"]
 
@@ -58,8 +58,8 @@ class Case:
 def atomic_folder(directory: str | os.PathLike) -> Iterator[Path]:
     """Give a path to build a folder at, and move it to ``directory`` in one step when the block ends without an error.
 
-    The folder is built beside its destination, on the same file system, so that it appears whole or not at all. A run
-    that is killed may leave a ``.<name>.*`` folder behind; nothing reads it, and it can be deleted.
+    The folder is built beside its destination, on the same file system, so that it appears whole or not at all. What a
+    killed run leaves there, the next one removes.
 
     Raises:
         FileExistsError: ``directory`` exists already and is not an empty folder.
@@ -67,7 +67,9 @@ def atomic_folder(directory: str | os.PathLike) -> Iterator[Path]:
     target = Path(directory).absolute()
     _refuse_occupied(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    remove_leftovers(target.parent)
+    staging = temporary_path(target)
+    staging.mkdir()
     try:
         yield staging / target.name
         _refuse_occupied(target)

@@ -7,10 +7,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import torch
 from torch import nn
+
+from common.data.temporary import temporary_path
 
 # What `torch.load(weights_only=True)` reads back without asking; compared by exact type, subclasses are refused there.
 _PLAIN = (torch.Tensor, nn.Parameter, str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
@@ -21,7 +22,7 @@ def save_atomic(state: Any, path: str | Path) -> None:
     """Write ``state`` to ``path`` so that a crash at any moment leaves the previous file, whole.
 
     ``torch.save`` goes to a temporary file in the same folder, which is forced to the disk and then takes the final
-    name. A run that is killed while it writes may leave a ``<name>.*.tmp``; nothing reads it, and it can be deleted.
+    name. What a run leaves that is killed while it writes, the next one in that folder removes.
 
     Raises:
         TypeError: ``state`` holds something that ``load_checkpoint`` could not read back.
@@ -39,8 +40,7 @@ def save_atomic(state: Any, path: str | Path) -> None:
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a temporary file in the folder of ``path``, which then takes the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own: two runs on one folder would write into each other's file
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
             write(file)

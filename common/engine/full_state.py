@@ -18,6 +18,7 @@ from common.description import describe, differences
 
 from .checkpoint import load_checkpoint, save_atomic
 from .nan_stop import refuse_bad_weights
+from .stopping import on_stop
 from .unwrap import unwrap
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ class FullStateCheckpoint:
 
     Order: loads at STARTED (place it before other handlers of that event); saves as the last of all handlers at
     EPOCH_COMPLETED, whatever its place in the list, hence after validation, learning rate schedule and teacher update.
-    An older file is overwritten at the end of the first epoch, not before; a run that does not resume says so.
+    An older file of the same settings is overwritten at the end of the first epoch, not before, and a run that does not
+    resume says so; beside one of other settings it is refused.
 
     A resumed run takes ``max_epochs`` from its own config: more epochs go on, and a run that has them all ends at once.
     Optimizers and schedulers are restored, but for what may change and is said: the length of a schedule, so that a run
@@ -51,7 +53,7 @@ class FullStateCheckpoint:
 
     Raises:
         FileNotFoundError: resume without a file at ``path`` (a mistyped ``ckpt_dir`` must not start a new training).
-        ValueError: the file is damaged, or belongs to a run with other settings or objects.
+        ValueError: resume, and the file is damaged, or it belongs to a run with other settings or objects.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class FullStateCheckpoint:
         self.evaluator = evaluator
         self.interval = interval
         self.settings = describe(settings or {}, strict=False)
+        self._saved = 0  # the epoch whose state is in the file
         stateless = [name for name, thing in self.objects.items() if not hasattr(thing, "load_state_dict")]
         if stateless:
             raise TypeError(f"expected objects with state_dict and load_state_dict, which {', '.join(stateless)} lack.")
@@ -77,11 +80,15 @@ class FullStateCheckpoint:
         engine.add_event_handler(Events.STARTED, self._started)
 
     def _started(self, engine: Engine) -> None:
+        self._saved = 0
+        on_stop(lambda: self._how_to_go_on(engine))
         if self.resume:
             self._load(engine)
-        elif self.path.is_file() and getattr(engine.state, "rank", 0) == 0:
-            logger.warning("%s: left by an earlier run, and replaced at the end of the first epoch of this new one. To "
-                           "go on from it, stop now and add `--resume True`.", self.path)
+        elif self.path.is_file():
+            self._refuse_another_training()
+            if getattr(engine.state, "rank", 0) == 0:
+                logger.warning("%s: left by an earlier run, and replaced at the end of the first epoch of this new "
+                               "one. To go on from it, stop now and add `--resume True`.", self.path)
         if not engine.has_event_handler(self._epoch_completed, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)  # here, to be behind all others
 
@@ -99,6 +106,26 @@ class FullStateCheckpoint:
             best = self.evaluator.state
             state |= {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
         save_atomic(state, self.path)
+        self._saved = engine.state.epoch
+
+    def _how_to_go_on(self, engine: Engine) -> str:
+        if self._saved:
+            return (f"The state after epoch {self._saved} of {engine.state.max_epochs} is in {self.path}: the same "
+                    "command with `--resume True` goes on from there.")  # fmt: skip
+        return "No epoch had ended, so that no state is saved: start again with the same command."
+
+    def _refuse_another_training(self) -> None:
+        """A folder holds one training: the model of one must not be reported or exported as that of another."""
+        try:
+            saved = load_checkpoint(self.path)
+        except ValueError:  # damaged, hence nobody's
+            return
+        if isinstance(saved, dict) and "settings" in saved and (changed := self._changes(saved)):
+            raise ValueError(
+                f"{self.path}: expected no training there, or one with the same settings, found one with others: "
+                f"{changed}. Give this training folders of its own (--ckpt_dir, --output_dir), or delete "
+                f"{self.path.parent} if you need the other no more."
+            )
 
     def _load(self, engine: Engine) -> None:
         saved = load_checkpoint(self.path)
@@ -109,6 +136,7 @@ class FullStateCheckpoint:
             self.evaluator.state.best_metric = saved["best_metric"]
             self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
         self._restore_counters(engine, saved)
+        self._saved = saved["epoch"]
 
     def _changes(self, saved: Any) -> str:
         then = saved.get("settings", {}) if isinstance(saved, dict) else {}

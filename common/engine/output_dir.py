@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -21,7 +22,7 @@ def check_output_dir(path: str | Path) -> Path:
     folder = as_path(path, "the folder to write into").absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder, prefix=".probe_") as probe:
+        with NamedTemporaryFile(dir=folder, prefix=f".{os.getpid()}-", suffix=".part") as probe:
             probe.write(b"probe")
             probe.flush()
     except OSError as error:

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.data.temporary import remove_leftovers
+
+from .folder_lock import FolderLock, lock_folders
 from .output_dir import check_output_dir
 from .overrides import refuse_unknown_keys
-from .readable_errors import make_errors_readable
+from .readable_errors import make_errors_readable, on_command_line
+from .stopping import stop_readably
 
 
-def start(folders: Sequence[str]) -> None:
-    """Refuse misspelt overrides, see to it that errors end readably, and try the folders: a config's first step.
+def start(folders: Sequence[str]) -> list[FolderLock]:
+    """Refuse misspelt overrides, see to it that errors and signals end readably, try and lock the folders.
+
+    A config's first step.
 
     Args:
         folders: that the run writes into; they are made where they are missing.
 
+    Returns:
+        what keeps other runs out of the folders; MONAI holds it until the last step of ``run`` has ended.
+
     Raises:
         ValueError: see :func:`.refuse_unknown_keys`; on the command line SystemExit.
-        OSError: see :func:`.check_output_dir`.
+        OSError: see :func:`.check_output_dir` and :class:`.FolderLock`.
     """
     make_errors_readable()
+    if on_command_line():
+        stop_readably()
     refuse_unknown_keys()
-    for folder in folders:
-        check_output_dir(folder)
+    checked = [check_output_dir(folder) for folder in folders]
+    locks = lock_folders(checked)
+    for folder in checked:
+        remove_leftovers(folder)
+    return locks

@@ -99,7 +99,7 @@ def fit_weights(
     ]
     if wrong:
         shown = "\n  ".join(wrong[:8] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else []))
-        raise ValueError(f"{path} does not hold the weights of a {name} of this size; use a checkpoint of it:\n  {shown}")
+        raise ValueError(f"{path} does not hold the weights of a {name} of this size; use one of it:\n  {shown}")
     module.load_state_dict(state, strict=False)
 
 

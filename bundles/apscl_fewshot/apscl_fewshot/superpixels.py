@@ -13,6 +13,7 @@ from skimage.segmentation import felzenszwalb
 from tqdm import tqdm
 
 from common.data import DataError
+from common.data.temporary import remove_leftovers, temporary_path
 from common.engine import check_output_dir
 
 
@@ -49,7 +50,7 @@ class Superpixels:
             OSError: nothing can be written into ``cache_dir``.
         """
         if self.cache_dir is not None:
-            check_output_dir(self.cache_dir)
+            remove_leftovers(check_output_dir(self.cache_dir))
         bar = tqdm(scans, desc="superpixels", unit="scan", leave=False, disable=None)
         self.regions = [self._scan_regions(scan["image"][:, 0].numpy()) for scan in bar]
         self.table = []
@@ -82,7 +83,7 @@ class Superpixels:
             return np.load(file, allow_pickle=False)
         regions = np.stack([self._slice_regions(image) for image in volume]).astype(np.uint16)
         if file is not None:
-            part = file.with_suffix(f".{os.getpid()}.part")
+            part = temporary_path(file)
             with part.open("wb") as stream:
                 np.save(stream, regions, allow_pickle=False)
             os.replace(part, file)
