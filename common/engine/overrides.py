@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from pydoc import locate
 from typing import Any
 
 from monai.bundle import (
+    ConfigComponent,
     ConfigParser,
     ConfigWorkflow,
     ReferenceResolver,
@@ -33,9 +35,9 @@ def refuse_unknown_keys() -> None:
     """Check the overrides of the running ``monai.bundle run`` against the keys of its config files.
 
     Unknown is a top-level key, or a part of a nested one, that no config file has; the files include the user's own
-    overlays, which may add keys. New arguments of a component (a section with ``_target_``) pass: the component refuses
-    them itself. Of a part below which more is asked for (``--train::trainr::max_epochs``) MONAI's parser refuses to
-    begin, with its own text.
+    overlays, which may add keys. A component (a section with ``_target_``) has the arguments of its class besides; one
+    that takes any argument, or that only the run itself makes known, refuses what it does not know. Of a part below
+    which more is asked for (``--train::trainr::max_epochs``) MONAI's parser refuses to begin, with its own text.
     Neither the parser nor the workflow remembers what came from files and what from the command line, but MONAI's
     ``run`` does, and it is among the callers of this function. Without it (``ConfigParser``, a workflow made by hand)
     nothing is checked.
@@ -83,14 +85,48 @@ def _problem(key: str, config: dict, known: set[str], overrides: set[str]) -> st
     first, *rest = key.split(ID_SEP_KEY)
     if first not in known:
         return _unknown(key, first, "", known)
-    section, path = config.get(first), first
+    section, path, component = config.get(first), first, False
     for part in rest:
-        if path in overrides or not isinstance(section, Mapping) or "_target_" in section:
-            return ""  # replaced on the same command line, a list, or a component's own business
-        if part not in section:
-            return _unknown(key, part, path + ID_SEP_KEY, section)
-        section, path = section[part], path + ID_SEP_KEY + part
+        if {path, f"{path}{ID_SEP_KEY}_target_"} & overrides:
+            return ""  # replaced on the same command line
+        below = _parts(section, component)
+        if below is None:
+            return ""
+        if part not in below:
+            return _unknown(key, part, path + ID_SEP_KEY, below)
+        component = component or isinstance(section, Mapping) and "_target_" in section
+        section = section[int(part)] if isinstance(section, list) else section.get(part)
+        path += ID_SEP_KEY + part
     return ""
+
+
+def _parts(section: Any, of_component: bool) -> Collection[str] | None:
+    """What may stand in a section; None where that is not known, as in a table that a component takes."""
+    if isinstance(section, list):
+        return [str(i) for i in range(len(section))]
+    if not isinstance(section, Mapping):
+        return None
+    if "_target_" not in section:
+        return None if of_component else section
+    arguments = _arguments_of(section)
+    return None if arguments is None else {*section, *arguments, *ConfigComponent.non_arg_keys}
+
+
+def _arguments_of(component: Mapping[str, Any]) -> Collection[str] | None:
+    """The names of a component's arguments; None where it takes any, or where its class is not found."""
+    target = component["_target_"]
+    found = locate(target) if isinstance(target, str) and "." in target else None  # others are MONAI's short names
+    parameters: dict[str, inspect.Parameter] = {}
+    for cls in found.__mro__ if inspect.isclass(found) else [found] if callable(found) else []:
+        try:
+            own = dict(inspect.signature(cls.__init__ if inspect.isclass(cls) else cls).parameters)
+        except ValueError:  # written in C
+            return None
+        own.pop("self", None)
+        parameters |= own
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in own.values()):
+            return parameters
+    return None
 
 
 def _unknown(key: str, part: str, path: str, candidates: Any) -> str:

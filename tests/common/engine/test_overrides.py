@@ -21,6 +21,13 @@ CONFIG = {
         "lists": [{"a": 1}],
     },
     "validate": {"dataset": {"_target_": "builtins.dict", "data": [2]}},
+    "layer": {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1},
+    "trainer": {
+        "_target_": "common.engine.ObjectiveTrainer",
+        "_disabled_": True,
+        "amp_kwargs": {},
+        "network": {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1},
+    },
     "run": [{"_target_": "common.engine.start", "folders": []}, "$@train::trainer"],
 }
 
@@ -45,8 +52,15 @@ def refused(error):
         ("max_epoch", "unknown override --max_epoch: did you mean --max_epochs?"),
         ("train::trainr", "unknown override --train::trainr: did you mean --train::trainer?"),
         ("train#trainr", "unknown override --train::trainr: did you mean --train::trainer?"),
-        ("zzz", "unknown override --zzz: expected one of _meta_, bundle_root, device, max_epochs, run, train"),
+        ("zzz", "unknown override --zzz: expected one of _meta_, bundle_root, device, layer, max_epochs, run, train"),
         ("run_name", "unknown override --run_name"),  # known to MONAI's tracking only
+        ("layer::in_feature", "unknown override --layer::in_feature: did you mean --layer::in_features?"),
+        ("layer::bais", "unknown override --layer::bais: did you mean --layer::bias?"),
+        ("layer::self", "unknown override --layer::self: "),
+        ("trainer::max_epoch", "did you mean --trainer::max_epochs?"),  # which the class it builds on takes
+        ("trainer::grad_clp", "did you mean --trainer::grad_clip?"),
+        ("trainer::network::bais", "did you mean --trainer::network::bias?"),
+        ("train::lists::0::b", "unknown override --train::lists::0::b: expected one of a"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_nearest_one(config, key, text):
@@ -70,6 +84,10 @@ def test_all_unknown_keys_are_named_at_once(config):
         {"train::trainer::amp": True, "train::lists::0::a": 2, "train::lists::0": {"b": 3}},
         {"_meta_::version": "9", "+train::handlers": [{"_target_": "builtins.dict"}]},
         {"train": {"new": {}, "trainer": {"_target_": "builtins.dict"}}, "train::new": 1},
+        {"layer::bias": False, "layer::_desc_": "a text", "trainer::amp": True, "trainer::network::bias": False},
+        {"trainer::amp_kwargs::dtype": 1},
+        {"layer": {"_target_": "builtins.dict"}, "layer::other": 1},
+        {"layer::_target_": "builtins.dict", "layer::another": 1},
     ],
 )
 def test_known_keys_and_new_arguments_pass(config, overrides):
