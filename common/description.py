@@ -84,8 +84,8 @@ def rebuild(description: Mapping[str, Any], **changes: Any) -> Any:
         changes: arguments to take in place of the described ones.
 
     Raises:
-        ValueError: it is no description, of a class that no module in use has described, or with other arguments than
-            the class takes.
+        ValueError: it is no description, of a class that no module in use has described, with other arguments than
+            the class takes, or with values that it refuses or cannot use.
     """
     name = description.get(CLASS) if isinstance(description, Mapping) else None
     if not isinstance(name, str) or name not in _CLASSES:
@@ -96,7 +96,14 @@ def rebuild(description: Mapping[str, Any], **changes: Any) -> Any:
     cls = _CLASSES[name]
     given = {key: _rebuild_parts(value) for key, value in {**description, **changes}.items() if key != CLASS}
     _check_arguments(cls, given)
-    return cls(**given)
+    try:
+        return cls(**given)
+    except Exception as error:  # a text in place of a number fails anywhere, such as in a library
+        found = _short({**description, **changes}, 400)
+        raise ValueError(
+            f"model.json, {name}: expected values that it can be made of, found {found}, which end in "
+            f"{type(error).__name__}: {error}; correct the override of it, or copy the file from its folder again."
+        ) from None
 
 
 def _rebuild_parts(value: Any) -> Any:
@@ -142,6 +149,6 @@ def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, most: int = 80) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."

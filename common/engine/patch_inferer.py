@@ -20,12 +20,19 @@ class PatchInferer(SliceInferer):
     Args:
         patch_size: two or three lengths.
 
+    Raises:
+        ValueError: they are something else.
+
     Shape:
         with two lengths ``(B, C, H, W)`` or, slice by slice along S, ``(B, C, H, W, S)``; with three
         ``(B, C, H, W, S)``. To logits ``(B, K, ...)`` of the same size.
     """
 
     def __init__(self, patch_size: Sequence[int]) -> None:
+        fits = isinstance(patch_size, (list, tuple)) and len(patch_size) in WINDOWS
+        if not fits or any(type(length) is not int or length < 1 for length in patch_size):
+            raise ValueError(f"patch_size: expected a list of two or three lengths of 1 or more, found {patch_size!r}; "
+                             "correct it, in model.json where it stands there.")  # fmt: skip
         super().__init__(
             spatial_dim=2, roi_size=patch_size, sw_batch_size=WINDOWS[len(patch_size)], overlap=0.5, mode="gaussian"
         )

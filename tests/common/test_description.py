@@ -147,6 +147,16 @@ def test_missing_and_unknown_arguments_are_refused_all_at_once():
     assert "found `tyre`, which it does not take; found `self`, which" in text
 
 
+@pytest.mark.parametrize("width", ["wide", "$1", None, {"_target_": "os.getcwd"}, [8], -1, 1e400])
+def test_values_that_nothing_can_be_made_of_end_in_our_words(width):
+    told = describe(VNet(width=4)) | {"width": width}
+    for part in (told, describe(Chain(VNet(width=4), 1)) | {"first": told}):
+        with pytest.raises(ValueError) as error:
+            rebuild(part)
+        assert str(error.value).startswith("model.json, common.networks.vnet.VNet: expected values that it can be made")
+        assert repr(width) in str(error.value) and error.value.__suppress_context__
+
+
 @pytest.mark.parametrize("value", ["$__import__('os').getcwd()", "@other", "%other", {"_target_": "os.getcwd"}])
 def test_texts_stay_texts(value):
     back = rebuild(describe(Cart(value, [value], {"x": value})))

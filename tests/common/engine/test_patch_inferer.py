@@ -92,3 +92,12 @@ def test_an_image_smaller_than_the_patch_comes_back_at_its_size(size):
 def test_other_numbers_of_axes_are_refused(patch, size):
     with pytest.raises(RuntimeError):
         PatchInferer(patch)(image(*size), Border())
+
+
+@pytest.mark.parametrize("size", [
+    16, "$[16, 16]", "16", {"_target_": "os.getcwd"}, [16], [16, 0], [16, 1.5], [16, "16"], [8, 8, 8, 8], [True, 16],
+    None,
+])  # fmt: skip
+def test_what_is_no_size_of_a_patch_is_refused(size):
+    with pytest.raises(ValueError, match="patch_size: expected a list of two or three lengths"):
+        PatchInferer(size)
