@@ -131,6 +131,7 @@ class TransferableAugmentation(nn.Module):
         return logged | {"margin_clamped": (both[pairs] >= self.loss.max_margin).float().mean()}
 
 
-def classify(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
+def classify(classifier: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """Logits ``(B, K, *spatial)`` of features ``(B, A, *spatial)``; a linear layer takes the channels last."""
-    return head(features.movedim(1, -1)).movedim(-1, 1) if isinstance(head, nn.Linear) else head(features)
+    linear = isinstance(classifier, nn.Linear)
+    return classifier(features.movedim(1, -1)).movedim(-1, 1) if linear else classifier(features)
