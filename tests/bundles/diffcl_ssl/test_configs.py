@@ -62,3 +62,15 @@ def test_every_row_of_a_comparison_trains(bundle, tmp_path, name):
     assert labelled == overrides.get("labelled", 4) and all(map(torch.equal, classifiers, classifiers[:1] * len(rows)))
     # the same in the first step are the blocks, which are silent then, and runs of another length
     assert len(rows) > 8 and len(losses) >= 7
+
+
+@pytest.mark.parametrize("overlay", ["paper", "cross_supervision", "second_vnet"])
+def test_the_peer_is_built_as_the_student_is(bundle, tmp_path, overlay):
+    """The peer of another overlay too, whatever the width and the norm."""
+    data = bundle.write(tmp_path / "set", training=1, unlabeled=1, validation=1)
+    options = {"network_def::width": 4, "network_def::d_state": 2, "patch_size": [16, 16, 16]}
+    trainer = bundle.build(tmp_path, data, list(dict.fromkeys(["paper", overlay])), **options)
+    student, peer = describe(trainer.network), describe(trainer.loss_function.base.peer, strict=False)["network"]
+    shared = ("spatial_dims", "in_channels", "out_channels", "width", "norm", "dropout")
+    assert {key: peer[key] for key in shared} == {key: student[key] for key in shared}
+    assert (student["norm"], student["dropout"]) == ("batch", 0.5)
