@@ -34,7 +34,7 @@ class CaseEvaluator(ReportEvaluator):
     """
 
     def __init__(
-        self, labels: Mapping[int, str], test: CaseDataset | None, cleanup: Sequence[str] = ("largest",), **kwargs: Any
+        self, labels: Mapping[int, str], test: CaseDataset | None, cleanup: Sequence[str], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.labels, self.test = dict(labels), test
