@@ -68,7 +68,7 @@ class Preprocessing:
         image_size: of an image, or of each slice of a scan; null leaves the size alone.
 
     Raises:
-        ValueError: an unknown kind or step, or no kind.
+        ValueError: an unknown kind or step, no kind, or a value of another type.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Preprocessing:
                 raise ValueError(f"{option}: expected a list out of {', '.join(known)}, found {given!r}.")
         if slices not in (None, "thickest", *PLANES):
             raise ValueError(f"slices: expected thickest, {', '.join(PLANES)} or null, found {slices!r}.")
+        _check_values(channels, orientation, zoom, image_size)
         self.channels, self.kinds, self.orientation, self.slices = channels, list(kinds), orientation, slices
         self.zoom, self.intensity, self.image_size = zoom, list(intensity), image_size
 
@@ -145,3 +146,30 @@ class Preprocessing:
     def _size(self) -> list[int]:
         """A scan's third axis keeps its length where two are given."""
         return [*self.image_size, -1][:3] if self.kinds == ["scans"] else list(self.image_size)
+
+
+def _check_values(channels: Any, orientation: Any, zoom: Any, image_size: Any) -> None:
+    """A model.json may hold anything: what does not fit would end in the text of a library."""
+    problems = []
+    if not _is_length(channels):
+        problems.append(f"channels: expected a whole number of 1 or more, found {channels!r}")
+    if orientation is not None and not _are_axis_codes(orientation):
+        problems.append(f"orientation: expected axis codes such as RAS, or null, found {orientation!r}")
+    if zoom is not None and not all(type(factor) in (int, float) for factor in _as_list(zoom)):
+        problems.append(f"zoom: expected a number, a list of one for each axis, or null, found {zoom!r}")
+    if image_size is not None and not (len(_as_list(image_size)) in (2, 3) and all(map(_is_length, image_size))):
+        problems.append(f"image_size: expected a list of two or three lengths, or null, found {image_size!r}")
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}; correct it.")
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_axis_codes(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 3 and all(set(pair) & set(value) for pair in PLANES.values())

@@ -171,3 +171,23 @@ def test_its_description_makes_the_same(scan):
         other = rebuild(json.loads(json.dumps(describe(one))))
         assert vars(other).keys() == vars(one).keys() and describe(other) == describe(one)
         assert torch.equal(other.inference()(scan[0])["image"], one.inference()(scan[0])["image"])
+
+
+@pytest.mark.parametrize(("option", "values"), [
+    ("channels", ["1", 0, None, 1.5, [1], True]),
+    ("orientation", ["", "RA", "RRS", "RAX", "$RAS", 3, ["R", "A", "S"]]),
+    ("zoom", ["x", [0.5, "x"], {"_target_": "os.getcwd"}, True]),
+    ("image_size", [64, "64", [64], [64, 0], [64, 64.0], [8, 8, 8, 8], {"a": 1, "b": 2}]),
+])  # fmt: skip
+def test_a_value_of_another_type_is_refused(option, values):
+    for value in values:
+        with pytest.raises(ValueError) as error:
+            Preprocessing(**{option: value})
+        text = str(error.value)
+        assert text.startswith(f"{option}: expected ") and f"found {value!r}; correct it." in text
+
+
+def test_all_values_of_another_type_are_named_at_once():
+    with pytest.raises(ValueError, match=r"channels: .*; orientation: .*; zoom: .*; image_size: .*; correct it"):
+        Preprocessing(channels="a", orientation="b", zoom="c", image_size="d")
+    Preprocessing(channels=3, orientation="LPS", zoom=(0.5, 1, 1.0), image_size=(4, 5, 6))
