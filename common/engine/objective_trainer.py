@@ -11,6 +11,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
 from .precision import use_bfloat16
+from .stopping import end_if_stopped
 
 
 class ObjectiveTrainer(SupervisedTrainer):
@@ -48,6 +49,7 @@ class ObjectiveTrainer(SupervisedTrainer):
         self.label_key = label_key
 
     def _iteration(self, engine: ObjectiveTrainer, batchdata: dict[str, Any]) -> dict[str, torch.Tensor]:
+        end_if_stopped()
         device = engine.state.device
         batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batchdata.items()}
         engine.network.train()
