@@ -266,24 +266,14 @@ class EpisodeDataset(Dataset):
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing: expected one of {', '.join(PAIRINGS)}, found {pairing!r}.")
         refuse_foreign(data, sample)
-        self.scans = [
-            {
-                "image": slices(item["image"]),
-                "label": slices(item["label"])[:, 0].to(torch.uint8),
-                "case": str(source.get("case") or file_stem(source["image"])),
-            }
-            for item, source in zip(CacheDataset(data, transform, num_workers=1), data, strict=True)
-        ]
+        self.scans = _read_scans(data, transform)
         self.episodes, self.shots, self.pairing, self.seed, self.epoch = episodes, shots, pairing, seed, 0
         self.augmentation, self.flip = augmentation, flip
         self.superpixels, self.superpixel_share = superpixels, superpixel_share if superpixels is not None else 0.0
         found = sorted({int(label) for scan in self.scans for label in scan["label"].unique()} - {0})
         self.novel_labels = list(novel_labels) if novel_labels is not None else found[-1:]
-        self.table = {
-            label: rows
-            for label in found
-            if label not in self.novel_labels and len(rows := self._slices_with(label, min_fg)) > shots
-        }
+        self.table = {label: rows for label in found if label not in self.novel_labels
+                      and len(rows := self._slices_with(label, min_fg)) > shots}  # fmt: skip
         rest = [str(label) for label in found if label not in self.table and label not in self.novel_labels]
         if rest:
             logger.warning("not trained on label %s: no more than %d slices of %d pixels (min_fg).", ", ".join(rest),
@@ -369,3 +359,15 @@ class EpisodeDataset(Dataset):
             if moved.any():
                 return torch.as_tensor(view["image"]).as_subclass(torch.Tensor), moved
         return image, mask
+
+
+def _read_scans(data: Sequence[dict], transform: Callable) -> list[dict[str, Any]]:
+    """Slices ``(D, 1, H, W)`` of each image, ``(D, H, W)`` of its label, and its case."""
+    return [
+        {
+            "image": slices(item["image"]),
+            "label": slices(item["label"])[:, 0].to(torch.uint8),
+            "case": str(source.get("case") or file_stem(source["image"])),
+        }
+        for item, source in zip(CacheDataset(data, transform, num_workers=1), data, strict=True)
+    ]

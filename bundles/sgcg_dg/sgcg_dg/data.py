@@ -79,12 +79,10 @@ def read_datalist(
     if problems:
         raise DataError.of(problems, str(directory / "dataset.json"))
     target, sources, problems = choose_domains(dataset, target_domain, source_domains, single_source)
-    kept = Regions(regions, dataset.labels)
     if not allow_missing:
-        source_cases = {item["case"] for item in labelled if item["domain"] in sources}
-        for fact in facts["training"] + facts["validation"]:
-            if fact.case in source_cases:
-                problems += kept.missing(fact.case, fact.label_ids)
+        kept, cases = Regions(regions, dataset.labels), {item["case"] for item in labelled if item["domain"] in sources}
+        problems += [problem for fact in facts["training"] + facts["validation"] if fact.case in cases
+                     for problem in kept.missing(fact.case, fact.label_ids)]  # fmt: skip
     if problems:
         raise DataError.of(problems, str(directory / "dataset.json"))
     training, validation = _split(dataset, sources)
