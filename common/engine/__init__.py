@@ -13,6 +13,7 @@ from .progress import ProgressBarHandler
 from .readable_errors import root_cause
 from .seed import SeedEachEpoch
 from .start import start
+from .tensorboard import TensorBoard
 from .weights import WeightsLoader, load_model
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ProgressBarHandler",
     "SeedEachEpoch",
     "StopOnNan",
+    "TensorBoard",
     "WeightsLoader",
     "check_output_dir",
     "describe_selection",
