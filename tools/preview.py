@@ -10,6 +10,7 @@ from common.data.check import check_cases, read_volume
 from common.data.dataset import DataError, read_dataset
 from common.data.whole_cases import scan_names
 from common.report import save_overlay
+from common.report.file_names import FileNames, file_name
 from tools.bundles import home_of
 from tools.sample import sample
 
@@ -39,8 +40,9 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
         check_cases([labelled[i] for i in places], dataset.labels, channels=dataset.channels)
     except DataError as error:
         raise SystemExit(str(error)) from error
-    folder = Path(output) if output else home / "eval" / "preview" / dataset.name
-    files = [_draw(labelled[i], dataset.labels, folder / f"{names[i]}.png") for i in places]
+    folder = Path(output) if output else home / "eval" / "preview" / file_name(dataset.name)
+    called = FileNames()
+    files = [_draw(labelled[i], dataset.labels, folder / f"{called(names[i])}.png") for i in places]
     print(f"{len(files)} of {len(labelled)} labelled cases of {dataset.name}, drawn from {dataset.directory}:")
     print("\n".join(f"  {file}" for file in files))
     overlays = sorted((home / "eval").glob("overlay_*.png"))

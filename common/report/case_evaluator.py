@@ -68,7 +68,9 @@ class CaseEvaluator(ReportEvaluator):
         )  # fmt: skip
         if pictures.wanted():
             dice = {row["structure"]: row["dice"] for row in rows}
-            pictures.add(save_case_overlay(pictures.folder, case, label_map, self.labels, dice))
+            file = pictures.file(case["scan"])
+            save_case_overlay(file, case, label_map, self.labels, dice)
+            pictures.add(file)
         return rows
 
     def statements(self, rows: Sequence[Row], record: ModelRecord) -> list[str]:

@@ -1,13 +1,10 @@
-"""Per-case scores that count what a network missed, their CSV file and their summary table."""
+"""Per-case scores that count what a network missed, and their summary table."""
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -126,19 +123,6 @@ def case_rows(
     return rows
 
 
-def write_cases_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write the rows, replacing an older file at once; nan becomes an empty cell, columns are the union of all rows."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    os.replace(temporary, path)
-
-
 def summarise(rows: Sequence[Mapping[str, Any]], by: Sequence[str] = ("structure",)) -> list[dict[str, Any]]:
     """Mean and sample standard deviation for each group, then over all rows ("all"), with the counts.
 
@@ -235,9 +219,3 @@ def _plus_minus(line: Mapping[str, Any], measure: str, digits: int) -> str:
     if math.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from common.engine import ModelRecord, describe_selection, load_model, use_bfloat16
 
-from .cases import check_distance_unit, format_table, summarise, write_cases_csv
+from .cases import check_distance_unit, format_table, summarise
+from .cases_csv import write_cases_csv
+from .file_names import FileNames
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -30,10 +32,15 @@ class Pictures:
     def __init__(self, folder: Path, wanted: int) -> None:
         self.folder, self.left = folder, wanted
         self.drawn: list[str] = []
+        self.names = FileNames()
         listed = folder / PICTURES
         for name in json.loads(listed.read_text()) if listed.is_file() else []:
             (folder / Path(name).name).unlink(missing_ok=True)
         listed.unlink(missing_ok=True)
+
+    def file(self, *names: str) -> Path:
+        """Where the picture of what is called so goes, a file of its own."""
+        return self.folder / f"overlay_{self.names(*names)}.png"
 
     def add(self, file: Path) -> None:
         """A picture that was drawn."""

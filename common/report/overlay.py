@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_fill_holes
 
-from .file_names import file_name
+from .plain_text import in_picture, plain_text
 
 _TRUTH, _PREDICTION = "#33dd55", "#ff3399"  # one structure: a colour for each role
 # Okabe and Ito's palette, which colour-blind readers can tell apart too; several structures: a colour for each
@@ -23,6 +23,7 @@ _COLOURS = ("#f0e442", "#56b4e9", "#2ee6a8", "#e69f00", "#ff5a1f", "#cc79a7", "#
 _PLANES = ("sagittal", "coronal", "axial")
 
 
+@plain_text()
 def save_overlay(
     path: str | Path,
     image: np.ndarray,
@@ -62,29 +63,30 @@ def save_overlay(
     image, maps = _checked(image, truth, prediction)
     keys = _keys(labels, truth is not None, prediction is not None)
     figure = _figure(*_panels(image, maps, affine, slices), labels, keys)
-    figure.suptitle(_plain(_headline(title, dice)), color="white", fontsize=12, fontweight="bold", wrap=True)
+    # what wraps a text looks for formulae in it whatever the settings: there are none
+    headline = _headline(title, dice).replace("$", r"\$")
+    figure.suptitle(headline, color="white", fontsize=12, fontweight="bold", wrap=True, parse_math=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
 
 def save_case_overlay(
-    folder: str | Path,
+    path: str | Path,
     case: Mapping[str, Any],
     prediction: np.ndarray,
     labels: Mapping[int, str],
     dice: Mapping[str, float] | None = None,
-) -> Path:
-    """``overlay_<scan>.png`` of a whole case, as :class:`common.data.whole_cases.CaseDataset` gives it; else as above.
+) -> None:
+    """A whole case, as :class:`common.data.whole_cases.CaseDataset` gives it; else as above.
 
     MONAI reads photographs with x first: they are turned.
     """
     name, scan = case["case"], case["scan"]
-    path, title = Path(folder) / f"overlay_{file_name(scan)}.png", name if name == scan else f"{name}, {scan}"
+    title = name if name == scan else f"{name}, {scan}"
     image, truth = case["native"].numpy(), case["label"].numpy()
     if truth.ndim == 2:
         image, truth, prediction = image.swapaxes(1, 2), truth.T, prediction.T
     save_overlay(path, image, truth, prediction, labels, case["affine"], title, dice)
-    return path
 
 
 def _checked(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None) -> tuple[np.ndarray, list]:
@@ -212,16 +214,13 @@ def _keys(labels: Mapping[int, str], with_truth: bool, with_prediction: bool) ->
     roles = [("truth", True, "-")] * with_truth + [("prediction", False, "--")] * with_prediction
     if len(labels) == 1:
         return [Line2D([], [], color=_colour(labels, 0, t), linestyle=s, label=role) for role, t, s in roles]
-    names = [Line2D([], [], color=_colour(labels, n, True), lw=4, label=_plain(name))
+    names = [Line2D([], [], color=_colour(labels, n, True), lw=4, label=in_picture(name))
              for n, name in enumerate(labels.values())]  # fmt: skip
     return names + [Line2D([], [], color="white", linestyle=style, label=role) for role, _, style in roles]
 
 
 def _headline(title: str, dice: Mapping[str, float] | None) -> str:
-    scores = [f"{name} {'absent' if math.isnan(value) else f'{value:.3f}'}" for name, value in (dice or {}).items()]
+    scores = [f"{in_picture(name)} {'absent' if math.isnan(value) else f'{value:.3f}'}"
+              for name, value in (dice or {}).items()]  # fmt: skip
+    title = in_picture(title)
     return f"{title}   Dice: {', '.join(scores)}" if scores else title
-
-
-def _plain(text: str) -> str:
-    """What stands between two dollar signs of a name is no formula."""
-    return text.replace("$", r"\$")

@@ -10,10 +10,10 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from common.data.check import read_volume
-from common.data.dataset import file_stem
+from common.data.items import file_stem
 from common.data.photograph import is_photograph
 
-from .file_names import file_name
+from .file_names import FileNames
 from .overlay import save_overlay
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class OverlayHandler:
     def __init__(self, output_dir: str, labels: Mapping[int, str]) -> None:
         self.output_dir = Path(output_dir)
         self.labels = dict(labels)
+        self.names = FileNames()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -39,7 +40,7 @@ class OverlayHandler:
             source = Path(case["image"].meta["filename_or_obj"])
             image, affine = read_volume(str(source))  # the file itself: the batch holds what the network saw
             name = file_stem(source.name)
-            file = self.output_dir / f"found_{file_name(name)}.png"
+            file = self.output_dir / f"found_{self.names(name)}.png"
             prediction = np.asarray(output["pred"])[0]
             if is_photograph(source):
                 prediction = prediction.T[..., None]  # MONAI reads photographs with x first, read_volume with y

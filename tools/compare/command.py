@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from common.data.check import check_dataset
 from common.data.dataset import DataError, Dataset, read_dataset
+from common.report.file_names import file_name
 from common.semi_supervised.data import keep_labels
 from tools.bundles import home_of
 
@@ -59,7 +60,7 @@ def compare(
     if idle:
         raise SystemExit(f"{', '.join(idle)}: each variant of `{group}` has its own; change them in a file, --config")
     suffix = "" if group == "variants" else f"_{group}"
-    folder = Path(output) if output else home / "eval" / "compare" / f"{dataset.name}{suffix}"
+    folder = Path(output) if output else home / "eval" / "compare" / file_name(f"{dataset.name}{suffix}")
     folder = folder.absolute()
     shared = settings["overrides"] | dict(overrides or {}) | {"dataset_dir": str(dataset.directory)}
     runs = make_runs(configs, settings["variants"], grid, shared, folder)

@@ -10,6 +10,8 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.report.plain_text import in_picture, plain_text
+
 from .table import Table
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, with a shape for each colour
@@ -18,6 +20,7 @@ NAN = float("nan")
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
+@plain_text()
 def save_picture(tables: Sequence[Table], path: str | Path) -> None:
     """One panel a table, one dot for each variant and column; the bars are the standard deviation over seeds.
 
@@ -50,7 +53,8 @@ def save_picture(tables: Sequence[Table], path: str | Path) -> None:
             highest = max((tip for tip in tips if math.isfinite(tip)), default=1)
             axis.set_ylim(0, 1.05 * highest or 1)  # room for half a marker
     shown = [name for name in names if name in drawn]
-    figure.legend([drawn[name] for name in shown], shown, loc="outside lower center", ncols=6, frameon=False)
+    markers, texts = [drawn[name] for name in shown], [in_picture(name) for name in shown]
+    figure.legend(markers, texts, loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -65,22 +69,24 @@ def _save_rows(tables: Sequence[Table], names: Sequence[str], path: str | Path) 
     for spare in axes[len(tables) :]:
         spare.remove()
     for axis, table in zip(axes, tables, strict=False):
-        for number, column in enumerate(table.columns):
+        drawn = []
+        for number in range(len(table.columns)):
             means, spreads = zip(*(table.lines.get(name, [(NAN, NAN)] * len(table.columns))[number] for name in names),
                                  strict=True)  # fmt: skip
-            axis.errorbar(
+            drawn.append(axis.errorbar(
                 means, range(len(names)), xerr=[0 if spread != spread else spread for spread in spreads],
                 linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
-                markersize=5.5, elinewidth=1.2, label=column,
-            )  # fmt: skip
+                markersize=5.5, elinewidth=1.2, label=in_picture(table.columns[number]),
+            ))  # fmt: skip
         axis.set_xlabel(_label(table))
-        axis.set_title(table.name)
+        axis.set_title(in_picture(table.name))
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         ncols = 1 if stacked else len(table.columns)
-        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=ncols)
-    axes[0].set_yticks(range(len(names)), names)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": ncols}
+        axis.legend(drawn, map(in_picture, table.columns), frameon=False, **place)
+    axes[0].set_yticks(range(len(names)), [in_picture(name) for name in names])
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=130)
 
@@ -110,11 +116,12 @@ def _panel(axis: Axes, table: Table, names: Sequence[str]) -> dict:
             [place + shift for place in range(len(means))], means,
             [0 if spread != spread else spread for spread in spreads],  # nan: one seed, or the floor
             linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
-            markersize=7 if number == 0 else 5.5, elinewidth=1.2, label=name,
+            markersize=7 if number == 0 else 5.5, elinewidth=1.2, label=in_picture(name),
         )  # fmt: skip
-    axis.set_xticks(range(len(table.columns)), [fill(column, 12, break_long_words=False) for column in table.columns])
+    columns = [fill(in_picture(column), 12, break_long_words=False) for column in table.columns]
+    axis.set_xticks(range(len(columns)), columns)
     axis.set_xlim(-0.5, len(table.columns) - 0.5)
-    axis.set_title(table.name)
+    axis.set_title(in_picture(table.name))
     axis.axvline(len(table.columns) - 1.5, color="0.8", linewidth=0.8)  # before the mean
     axis.grid(axis="y", color="0.9")
     axis.set_axisbelow(True)

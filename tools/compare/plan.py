@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.report.file_names import file_name
+
 TAKEN = ("dataset_dir", "ckpt_dir", "output_dir", "resume")  # keys of train.json that the comparison sets itself
 
 
@@ -69,12 +71,12 @@ def make_runs(
         for name, changes in variants.items():
             overlays = changes.get("config", [])
             files = ["train.json", *([overlays] if isinstance(overlays, str) else overlays)]
-            folder = output / "runs" / _slug(point_name(point)) / _slug(name)
+            folder = output / "runs" / _folder(point_name(point)) / _folder(name)
             own = {key: value for key, value in changes.items() if key != "config"}
             merged = _fill(overrides | own | point, output)
             runs.append(Run(name, point, folder, [str(configs / file) for file in files], merged))
-    count = Counter(run.folder for run in runs)
-    shared = [f"{run.folder}: {run.name}" for run in runs if count[run.folder] > 1]
+    count = Counter(str(run.folder).casefold() for run in runs)  # some file systems know no capitals
+    shared = [f"{run.folder}: {run.name}" for run in runs if count[str(run.folder).casefold()] > 1]
     if shared:
         raise SystemExit("\n  ".join(["expected a folder of its own for each run; name these otherwise, or leave out "
                                       "what is there twice:", *shared[:6]]))
@@ -90,5 +92,5 @@ def _fill(value: Any, output: Path) -> Any:
     return value.replace("{output}", str(output)) if isinstance(value, str) else value
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", name)
+def _folder(name: str) -> str:
+    return file_name(re.sub(r"[^\w.+-]+", "_", name))

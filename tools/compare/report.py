@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shlex
 import sys
@@ -12,7 +11,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common.report import write_cases_csv
+from common.report import read_cases_csv, write_cases_csv
+from common.report.markdown import plain
+from common.report.plain_text import one_line
 
 from .measure import column_of
 from .picture import save_picture
@@ -41,7 +42,7 @@ def report(runs: Sequence[Run], settings: dict[str, Any], folder: Path, end: str
     for run in runs:
         for line in said(run) if points[point_name(run.point)] else ():
             lines.setdefault(line, {})[run.variant] = None
-    notes += [line if len(lines) == 1 else f"{', '.join(variants)}: {line}" for line, variants in lines.items()]
+    notes += [line if len(lines) == 1 else f"{plain(', '.join(variants))}: {line}" for line, variants in lines.items()]
     notes += minutes([run for run in runs if points[point_name(run.point)]])
     save_picture(tables, folder / "table.png")
     text = "\n\n".join([format_tables(tables, next(iter(settings["variants"]))), *notes, end])
@@ -67,13 +68,12 @@ def minutes(runs: Sequence[Run]) -> list[str]:
         known = [value for value in values if value is not None]
         of = "" if len(known) == len(values) else f" ({len(known)} of {len(values)} runs)"
         each.append(f"{variant} {mean(known):.1f}{of}" if known else f"{variant} not known")
-    return [f"Minutes of a run with its scoring, in the mean: {', '.join(each)}."]
+    return [f"Minutes of a run with its scoring, in the mean: {plain(', '.join(each))}."]
 
 
 def with_units(settings: Mapping[str, Any], cases: Path) -> dict[str, Any]:
     """``tables`` and ``floor`` of the settings with their measures named as the columns of a run are."""
-    with open(cases, newline="", encoding="utf-8") as file:
-        columns = next(csv.reader(file), [])
+    columns, _ = read_cases_csv(cases)
     floor = dict(settings["floor"])
     if floor:
         floor["measures"] = {column_of(measure, columns): column_of(source, columns)
@@ -85,8 +85,7 @@ def with_units(settings: Mapping[str, Any], cases: Path) -> dict[str, Any]:
 def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a run, with its variant and its place in the grid in front, and numbers where there are measures."""
     place = {key: text_of(value) if isinstance(value, list) else value for key, value in run.point.items()}
-    with open(run.cases, newline="", encoding="utf-8") as file:
-        rows = [{"variant": run.variant, **place, **row} for row in csv.DictReader(file)]
+    rows = [{"variant": run.variant, **place, **row} for row in read_cases_csv(run.cases)[1]]
     numbers = {entry["measure"] for entry in settings["tables"]} | set(settings["floor"].get("measures", {}).values())
     needed = sorted({"case", *numbers, *(column for entry in settings["tables"] for column in entry["columns"])})
     missing = [column for column in needed if rows and column not in rows[0]]
@@ -94,6 +93,10 @@ def read_rows(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:
         found = f"found no {', '.join(missing)}"
         raise SystemExit(f"{run.cases}: expected the columns {', '.join(needed)}, {found}; correct compare.json")
     return [row | {key: float(row[key]) if row[key] else math.nan for key in numbers} for row in rows]
+
+
+def _grid(grid: Mapping[str, list]) -> str:
+    return plain("; ".join(f"{key} {', '.join(map(str, values))}" for key, values in grid.items()))
 
 
 def footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, Any]) -> str:
@@ -105,8 +108,8 @@ def footer(runs: Sequence[Run], grid: Mapping[str, list], shared: Mapping[str, A
         "of each structure its seeds, folds, supports etc. are averaged, then its structures, each counting alike.",
         "Student's interval, Wilcoxon's signed rank p (two-sided, uncorrected).",
         "",
-        f"    python -m tools {shlex.join(sys.argv[1:])}",
+        f"    python -m tools {one_line(shlex.join(sys.argv[1:]))}",
         "",
-        f"{len(runs)} runs: " + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in grid.items()),
-        f"Overrides: {short or 'none'}. torch {version('torch')}, monai {version('monai')}.",
+        f"{len(runs)} runs: " + _grid(grid),
+        f"Overrides: {plain(short) or 'none'}. torch {version('torch')}, monai {version('monai')}.",
     ])

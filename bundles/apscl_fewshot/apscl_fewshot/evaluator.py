@@ -15,7 +15,6 @@ from monai.utils.enums import CommonKeys as Keys
 from common.engine import ModelRecord, describe_selection
 from common.report import Pictures, ReportEvaluator, save_overlay, score_structure
 from common.report.evaluator import Row
-from common.report.file_names import file_name
 from common.report.markdown import markdown
 
 from .protocol import PROTOCOLS, SupportBank, copy_mask, embed_slices, predict
@@ -98,7 +97,9 @@ class FewShotEvaluator(ReportEvaluator):
         for entry in self.segment_query(query, self.protocols):
             rows.append(self.entry_row(entry, query))
             if entry["protocol"] == self.protocols[0] and pictures.wanted():
-                pictures.add(draw_entry(entry, query, rows[-1]["dice"], pictures.folder))
+                file = pictures.file(entry["case"], entry["structure"], entry["support"])
+                draw_entry(file, entry, query, rows[-1]["dice"])
+                pictures.add(file)
         return rows
 
     def entry_row(self, entry: dict[str, Any], query: dict[str, Any]) -> Row:
@@ -113,16 +114,14 @@ class FewShotEvaluator(ReportEvaluator):
         return [format_floor(rows), *describe_selection(record, "validation")]
 
 
-def draw_entry(entry: dict[str, Any], query: dict[str, Any], dice: float, folder: Path) -> Path:
+def draw_entry(file: Path, entry: dict[str, Any], query: dict[str, Any], dice: float) -> None:
     name = f"{entry['structure']} of {entry['case']} from {entry['support']} ({entry['protocol']})"
-    file = folder / f"overlay_{file_name(entry['case'], entry['structure'], entry['support'])}.png"
     depth = entry[Keys.PRED].shape[-1]
     image = query["native"][..., entry["first"] : entry["first"] + depth]
     masks = [entry[key][0].cpu().numpy().astype(np.uint8) for key in (Keys.LABEL, Keys.PRED)]
     save_overlay(
         file, image.numpy(), *masks, {1: entry["structure"]}, query["affine"], name, {entry["structure"]: dice}
     )
-    return file
 
 
 def format_floor(rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ from common.data.whole_cases import CaseDataset
 from common.engine import ModelRecord, describe_selection
 from common.report import Pictures, ReportEvaluator, column_unit, score_structure
 from common.report.evaluator import Row
-from common.report.markdown import markdown
+from common.report.markdown import markdown, plain
 from common.report.overlay import save_case_overlay
 
 from .data import DomainDataset
@@ -101,7 +101,9 @@ class DomainEvaluator(ReportEvaluator):
                 if bn == self.batch_norms[0] and pictures.wanted():
                     dice = {row["structure"]: row["dice"] for row in own}
                     label_map = self.regions.label_map(torch.from_numpy(masks)).numpy()
-                    pictures.add(save_case_overlay(pictures.folder, case, label_map, self.labels, dice))
+                    file = pictures.file(case["scan"])
+                    save_case_overlay(file, case, label_map, self.labels, dice)
+                    pictures.add(file)
         return rows
 
     def case_rows(self, case: dict, masks: np.ndarray, bn: str) -> list[Row]:
@@ -166,6 +168,7 @@ class DomainEvaluator(ReportEvaluator):
         lines += [f"scatter of the features between {names[key]}: {value:.4f}" for key, value in self.scatter.items()]
         known = {row["domain"] for row in rows} & set(record["source_domains"])
         if known and len(self.test):
-            lines.append(f"The model was trained on {', '.join(sorted(known))}, which is scored here: figures of it "
+            names = plain(", ".join(sorted(known)))
+            lines.append(f"The model was trained on {names}, which is scored here: figures of it "
                          "say nothing of a domain that it has never seen.")  # fmt: skip
         return lines + describe_selection(record, "target" if len(self.test) else "validation")

@@ -13,6 +13,7 @@ from sklearn.manifold import TSNE
 from torch import nn
 
 from common.losses import ClassStatistics
+from common.report.plain_text import in_picture, plain_text
 
 from .objective import all_levels
 
@@ -49,6 +50,7 @@ def between_domain_scatter(features: Sequence[tuple[torch.Tensor, torch.Tensor]]
     return float(statistics.between_group_scatter())
 
 
+@plain_text()
 def save_tsne(
     path: str | Path,
     features: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
@@ -77,12 +79,14 @@ def save_tsne(
     left, right = figure.subplots(1, 2)
     names = {0: "background", **labels}
     for axis, values, keys in ((left, classes, names), (right, domains, dict(enumerate(features)))):
+        drawn = []
         for number, (value, name) in enumerate(keys.items()):
             own = flat[values == value]
             style = {"color": COLOURS[number % len(COLOURS)], "marker": SHAPES[number % len(SHAPES)]}
-            axis.scatter(own[:, 0], own[:, 1], s=9, linewidths=0, alpha=0.7, label=name, **style)
+            style["label"] = in_picture(name)
+            drawn.append(axis.scatter(own[:, 0], own[:, 1], s=9, linewidths=0, alpha=0.7, **style))
         axis.set_xticks([]), axis.set_yticks([])
-        axis.legend(loc="best", fontsize=8, markerscale=2)
+        axis.legend(drawn, map(in_picture, keys.values()), loc="best", fontsize=8, markerscale=2)
     left.set_title("pixel features by class")
     right.set_title("the same by domain")
     Path(path).parent.mkdir(parents=True, exist_ok=True)

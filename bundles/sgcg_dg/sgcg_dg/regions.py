@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from common.data.label_names import name_problems
+
 
 class Regions:
     """Named sets of label ids: what a sigmoid channel each segments, and what is scored.
@@ -30,13 +32,14 @@ class Regions:
 
     @staticmethod
     def problems(regions: Mapping[str, Sequence[int]], labels: Mapping[int, str]) -> list[str]:
-        """One line for every region that is empty, names an unknown label, or overlaps another in part."""
+        """One line for every region that is empty, unknown to the labels, another in part, or called like another."""
         if not isinstance(regions, Mapping) or not all(isinstance(ids, Sequence) for ids in regions.values()):
             return [f"regions: expected a name and label ids of each, such as {{'cup': [2]}}, found {regions}"]
         sets = {name: {int(i) if str(i).isdecimal() else i for i in ids} for name, ids in regions.items()}
         shown = {name: sorted(ids, key=str) for name, ids in sets.items()}
         lines = [f"region {name}: expected label ids out of {dict(labels)}, found {shown[name]}; correct `regions`"
                  for name, ids in sets.items() if not ids or not ids <= set(labels)]  # fmt: skip
+        lines += name_problems([(str(shown[name]), str(name)) for name in sets], "regions")
         names = list(sets)
         for i, one in enumerate(names):
             for other in names[:i]:

@@ -58,6 +58,12 @@ def test_regions_that_cannot_be_used(regions, expected):
     assert Regions.problems(NESTED, LABELS) == []
 
 
+@pytest.mark.parametrize("names", [("Cup", "cup"), ("cup", "c up"), ("all", "disc")])
+def test_regions_that_reports_could_not_tell_apart(names):
+    (line,) = Regions.problems(dict(zip(names, ([2], [1, 2]), strict=True)), LABELS)
+    assert line.startswith("`regions`: expected") and line.endswith("rename it" if "all" in names else "rename one")
+
+
 def test_missing_regions_are_named_with_the_case():
     regions = Regions(NESTED, LABELS)
     assert regions.missing("a", (0, 1, 2)) == regions.missing("b", (2,)) == []

@@ -1,11 +1,10 @@
-import csv
 import math
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from common.report import case_rows, format_table, score_structure, summarise, write_cases_csv
+from common.report import case_rows, format_table, score_structure, summarise
 
 SPACING = (1.0, 2.0, 5.0)
 
@@ -210,17 +209,3 @@ def test_the_table_has_the_unit_of_the_rows(rows):
         "east", "disc", "0.000", "0.000", "4.9", "4.9", "3.7", "1", "0", "0", "0"]
     with pytest.raises(ValueError, match="distances in one unit, found mm and px"):
         summarise([*rows, *photographs])
-
-
-def test_csv(rows, tmp_path):
-    path = tmp_path / "eval" / "cases.csv"
-    write_cases_csv([{"case": "old"}] * 99, path)
-    write_cases_csv([*rows, rows[0] | {"support": "s1"}], path)
-    with open(path, newline="", encoding="utf-8") as file:
-        back = list(csv.DictReader(file))
-    assert list(back[0])[:5] == ["case", "protocol", "seed", "structure", "status"] and list(back[0])[-1] == "support"
-    assert len(back) == len(rows) + 1 and back[-1]["support"] == "s1" and back[0]["support"] == ""
-    missed = back[2]
-    assert (missed["case"], missed["status"], missed["dice"], missed["hd95_mm"]) == ("b", "missed", "0", "12")
-    assert missed["hd95_mm_found_only"] == ""
-    assert [file.name for file in path.parent.iterdir()] == ["cases.csv"]

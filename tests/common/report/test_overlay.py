@@ -1,3 +1,5 @@
+import warnings
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -166,9 +168,9 @@ def test_a_whole_case(tmp_path, monkeypatch, shape):
     found[1] = 0
     case = {"native": native, "label": label, "affine": None if len(shape) == 3 else np.diag([1.0, 1.0, 3.0, 1.0]),
             "case": "case 7", "scan": "7 early"}  # fmt: skip
-    save_case_overlay(tmp_path, case, found, {1: "box"}, {"box": 0.8})
+    save_case_overlay(tmp_path / "early.png", case, found, {1: "box"}, {"box": 0.8})
     [(path, image, truth, prediction, labels, affine, title, dice)] = calls
-    assert (path.name, title, dice, labels) == ("overlay_7_early.png", "case 7, 7 early", {"box": 0.8}, {1: "box"})
+    assert (path.name, title, dice, labels) == ("early.png", "case 7, 7 early", {"box": 0.8}, {1: "box"})
     assert path.stat().st_size > 5000
     turned = (lambda array: array.swapaxes(-1, -2)) if len(shape) == 3 else (lambda array: array)
     assert np.array_equal(image, turned(native.numpy()))
@@ -176,10 +178,26 @@ def test_a_whole_case(tmp_path, monkeypatch, shape):
     assert affine is case["affine"]
 
 
-def test_names_are_no_formulae(tmp_path):
-    """matplotlib takes what stands between dollar signs for one, and fails at those that are none."""
+HOSTILE = (
+    "$x^{$", "a$_{b$", "$x$ and $y$", "_hidden", "\\frac{1}{2}", "two\nlines\tand\r", "nul\0", "\u202eevil", "\ud83d",
+    "\U0001f600 \u05db\u05d1\u05d3 \u0643\u0628\u062f", "e\u0301" + "\u0300" * 20, "x" * 5000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_names_are_text_whatever_they_are(tmp_path, monkeypatch, name):
+    """No formula of matplotlib's, which fails at a half one; no warning of letters that the font lacks."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
     mask = np.zeros((8, 8), np.uint8)
     mask[2:4], mask[5:7] = 1, 2
-    names = {1: "$x^{$", 2: "a$_{b$"}
-    save_overlay(tmp_path / "a.png", np.random.default_rng(0).random((8, 8)), mask, mask, names, title="case $^{$")
-    assert (tmp_path / "a.png").is_file()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = np.random.default_rng(0).random((8, 8))
+        save_overlay(tmp_path / "a.png", image, mask, mask, {1: name, 2: "b"}, title=name, dice={name: 1.0})
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    (figure,) = figures
+    texts = [figure.get_suptitle().replace(r"\$", "$"), *(text.get_text() for text in figure.legends[0].get_texts())]
+    assert len(texts) == 5 and all("\n" not in text and text.isprintable() for text in texts)
+    if name.isprintable() and len(name) <= 80:
+        assert texts[0] == f"{name}   Dice: {name} 1.000" and texts[1] == name
