@@ -90,6 +90,24 @@ def test_weights_of_another_model_are_refused(saved, content, count, first):
     assert f"found those of another network {wrong}; {cause}. Leave out the overrides" in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["classifier.bias", "downs.1.0.weight"])
+def test_weights_that_are_not_finite_are_refused(saved, key, value):
+    """Their logits are NaN, whose largest is the first: a map of nothing but background."""
+    net, file = saved
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state[key].view(-1)[-1] = value
+    save_atomic(state, file)
+    fresh = network()
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        load_model(fresh, file, section(net))
+    assert str(error.value) == (
+        f"{file}: expected finite weights, found NaN or Inf in 1 of {len(state)} tensors, such as {key}; use the model "
+        "of another training, or train again with a lower learning_rate.")
+    torch.testing.assert_close(fresh.state_dict(), before, rtol=0, atol=0)
+
+
 def test_no_model_yet(tmp_path):
     with pytest.raises(FileNotFoundError, match="model.pt: expected a trained model, found no such file; train first"):
         load_model(network(), tmp_path / "model.pt", section(network()))
