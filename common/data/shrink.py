@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.transforms import MapTransform, Resized, Zoomd
+from monai.transforms import Invertd, MapTransform, Resized, Zoomd
 from monai.utils import ensure_tuple_rep
 
 LINEAR = {2: "bilinear", 3: "trilinear"}  # by the number of axes
@@ -95,3 +95,51 @@ def _linear_back(keys: Iterable, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
 def enlarge(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Logits ``(K, *spatial)`` of a reduced image, linearly on the grid ``(K, *size)`` that it was reduced from."""
     return F.interpolate(logits[None], size=tuple(size), mode=LINEAR[logits.ndim - 1], align_corners=False)[0]
+
+
+def largest_class(logits: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The class of the largest logit at each voxel, the lowest of equal ones; one class in memory at a time.
+
+    Args:
+        logits: of each class in turn, ``(1, *spatial)``.
+
+    Shape:
+        ``(1, *spatial)``, uint8.
+
+    Raises:
+        ValueError: more than 256 classes, or none.
+    """
+    best = largest = None
+    for number, own in enumerate(logits):
+        if number > 255:
+            raise ValueError("expected at most 255 structures, found more: a label map is uint8.")
+        if best is None:
+            best, largest = torch.zeros_like(own, dtype=torch.uint8), own
+        else:
+            more = own > largest
+            best[more], largest = number, torch.where(more, own, largest)
+    if best is None:
+        raise ValueError("expected logits of a class or more, found none.")
+    return best
+
+
+class InvertToLabelMapd(MapTransform):
+    """MONAI's ``Invertd`` of logits and their argmax, one class after the other: memory does not grow with the classes.
+
+    Args:
+        keys: logits ``(K, *size)`` of an image, which become a label map ``(1, *native)``, uint8.
+        transform: what the image went through.
+        orig_keys: the image, with its meta data.
+    """
+
+    def __init__(self, keys: Any, transform: Any, orig_keys: Any = "image") -> None:
+        super().__init__(keys)
+        self.orig_keys, self.transform = orig_keys, transform
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        done = dict(data)
+        for key in self.key_iterator(done):
+            invert = Invertd(key, self.transform, self.orig_keys, nearest_interp=False)
+            classes = range(len(done[key]))
+            done[key] = largest_class(invert({**done, key: done[key][k : k + 1]})[key] for k in classes)
+        return done

@@ -4,7 +4,7 @@ from .best_model import BestModelSaver
 from .checkpoint import load_checkpoint, save_atomic
 from .full_state import FullStateCheckpoint
 from .model_record import ModelRecord, describe_selection, read_model, write_model_record
-from .nan_stop import StopOnNan, refuse_bad_weights
+from .nan_stop import StopOnNan, refuse_bad_logits, refuse_bad_weights
 from .objective_trainer import ObjectiveTrainer, loss_terms
 from .output_dir import check_output_dir
 from .patch_inferer import PatchInferer
@@ -33,6 +33,7 @@ __all__ = [
     "load_model",
     "loss_terms",
     "read_model",
+    "refuse_bad_logits",
     "refuse_bad_weights",
     "root_cause",
     "save_atomic",

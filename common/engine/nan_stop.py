@@ -54,6 +54,20 @@ def refuse_bad_weights(module: nn.Module, name: str) -> None:
         )
 
 
+def refuse_bad_logits(logits: torch.Tensor, case: str) -> None:
+    """Check what a network gives for a case, before it becomes an empty map.
+
+    Raises:
+        FloatingPointError: NaN or infinite values.
+    """
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError(
+            f"{case}: expected finite logits of the network, found NaN or infinite values, of which no label map can be "
+            "made. Switch amp off; if that does not help, the model has diverged: take another checkpoint, or train "
+            "again with a lower learning_rate."
+        )
+
+
 def first_loss(output: Any) -> float:
     """The loss in a trainer's output, NaN when there is none."""
     return next((float(torch.as_tensor(loss).detach().float().mean()) for loss in _losses(output)), float("nan"))

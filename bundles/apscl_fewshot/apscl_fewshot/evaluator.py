@@ -12,7 +12,7 @@ from ignite.engine import Events
 from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
-from common.engine import ModelRecord, describe_selection
+from common.engine import ModelRecord, describe_selection, refuse_bad_logits
 from common.report import Pictures, ReportEvaluator, save_overlay, score_structure
 from common.report.evaluator import Row
 from common.report.markdown import markdown
@@ -76,6 +76,7 @@ class FewShotEvaluator(ReportEvaluator):
             predicted = copied = torch.zeros_like(truth)
             if protocol != "parts3" or truth.any():  # parts3 needs the organ's extent; without, the row reads "absent"
                 bank = self._banks[key]
+                refuse_bad_logits(embedded[0], query["case"])
                 predicted, truth, first = predict(self.network, bank, embedded, query["label"], label, protocol)
                 copied = copy_mask(scans[0], query["label"], label, protocol)
             volumes = {Keys.PRED: predicted.cpu(), Keys.LABEL: truth, "copy": copied}
