@@ -29,13 +29,13 @@ def described(leave_out: Sequence[str] = ()) -> Callable[[type], type]:
 
         @functools.wraps(original)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)  # first: its own error names the class
             if type(self) is cls:  # a subclass describes itself
                 bound = signature.bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 _, *arguments = bound.arguments.items()
                 kept = {name: value for name, value in arguments if name not in leave_out}
                 object.__setattr__(self, "_made_with", kept)
-            original(self, *args, **kwargs)
 
         cls.__init__ = __init__
         cls.__jit_ignored_attributes__ = ["_made_with"]  # TorchScript would compile it, and fails at networks in it

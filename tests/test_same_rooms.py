@@ -123,16 +123,6 @@ def test_no_key_is_read_by_nothing(name):
         assert unread == known
 
 
-@pytest.mark.parametrize("name", BUNDLES)
-def test_overlays_name_keys_of_what_they_lie_over(name):
-    base = read(name, "train")
-    for file in (ROOT / "bundles" / name / "configs").glob("*.json"):
-        if file.stem in ("train", "inference", "metadata") or file.stem.startswith(("compare", "uncertainty")):
-            continue
-        keys = {key.split("::")[0] for key in json.loads(file.read_text())}
-        assert keys <= {*base, "trained", "comment", "is_rank0", "sync"}, file.name
-
-
 def test_headings_of_the_readmes():
     headings = {
         name: re.findall(r"^## (.+)$", (ROOT / "bundles" / name / "docs" / "README.md").read_text(), flags=re.MULTILINE)

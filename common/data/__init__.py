@@ -1,7 +1,7 @@
 """Data sets: read (``dataset``), checked (``check``) and written (``write``)."""
 
 from common.data.check import CaseFacts, check_cases, check_dataset
-from common.data.cleanup import cleanup
+from common.data.cleanup import make_cleanup
 from common.data.dataset import DataError, Dataset, image_names, read_dataset, refuse_other_kinds
 from common.data.images import list_images
 from common.data.natural import natural_key
@@ -25,10 +25,10 @@ __all__ = [
     "atomic_folder",
     "check_cases",
     "check_dataset",
-    "cleanup",
     "ensure_sample_data",
     "image_names",
     "list_images",
+    "make_cleanup",
     "natural_key",
     "read_dataset",
     "refuse_foreign",

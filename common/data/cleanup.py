@@ -14,7 +14,7 @@ STEPS = {
 }  # fmt: skip
 
 
-def cleanup(steps: Sequence[str]) -> Compose:
+def make_cleanup(steps: Sequence[str]) -> Compose:
     """The transform of a label map ``(1, *spatial)``, or of one mask of that shape.
 
     Args:

@@ -147,10 +147,6 @@ class ClassStatistics(nn.Module):
         cov = None if cov is None else cov.to(self.mean.dtype)
         return GaussianStats(mean.to(self.mean.dtype), cov, count, count >= self.min_count)
 
-    def snapshot(self) -> GaussianStats:
-        """What a loss takes: :meth:`pooled`."""
-        return self.pooled()
-
     @torch.no_grad()
     def between_group_scatter(self) -> torch.Tensor:
         r"""How far apart the groups' means lie, as a share of the variance of their class.

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from monai.utils.enums import CommonKeys as Keys
 
-from common.data.cleanup import cleanup as make_cleanup
-from common.data.cleanup import describe_cleanup
+from common.data.cleanup import describe_cleanup, make_cleanup
 from common.data.draws import plain
-from common.data.shrink import enlarge
+from common.data.shrink import enlarge, largest_class
 from common.data.whole_cases import CaseDataset
-from common.engine import ModelRecord, describe_selection
+from common.engine import ModelRecord, describe_selection, refuse_bad_logits
 
 from .cases import case_rows
 from .evaluator import Pictures, ReportEvaluator, Row
@@ -24,12 +23,12 @@ class CaseEvaluator(ReportEvaluator):
     """Segments whole cases and scores them on the grid of their labels, whatever size the network sees.
 
     Logits are enlarged linearly; the class of a voxel is that of the highest one, and its channel is the label id. The
-    validation metric is computed one-hot without background, ``(K - 1, *native)``.
+    validation metric is computed of label maps ``(1, *native)``.
 
     Args:
         labels: label id to name.
         test: cases of the report; without any, the report is on the validation.
-        cleanup: see :func:`common.data.cleanup.cleanup`.
+        cleanup: see :func:`common.data.make_cleanup`.
         kwargs: as :class:`.ReportEvaluator`; ``inferer`` takes ``(1, C, *size)``.
     """
 
@@ -41,16 +40,15 @@ class CaseEvaluator(ReportEvaluator):
         self.cleanup_steps, self.clean = cleanup, make_cleanup(cleanup)
 
     def validate(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
-        maps = {Keys.PRED: self.segment(case), Keys.LABEL: case["label"]}
-        return [{key: torch.stack([label_map == label for label in self.labels]).float()
-                 for key, label_map in maps.items()}]  # fmt: skip
+        return [{Keys.PRED: self.segment(case)[None], Keys.LABEL: case["label"][None]}]
 
     def segment(self, case: Mapping[str, Any]) -> torch.Tensor:
         """The label map ``(*native)`` of a case, uint8."""
         with self.mode(self.network), self.autocast():
             logits = self.inferer(case["image"][None].to(self.state.device), self.network)[0]
-        label_map = enlarge(logits.float(), case["label"].shape).max(0, keepdim=True).indices.to("cpu", torch.uint8)
-        return plain(self.clean(label_map))[0]
+        refuse_bad_logits(logits, case["case"])
+        enlarged = (enlarge(own[None].float(), case["label"].shape) for own in logits)
+        return plain(self.clean(largest_class(enlarged).cpu()))[0]
 
     def units(self, record: ModelRecord) -> Iterable[Mapping[str, Any]]:
         """Raises ValueError: the model was trained on other labels."""

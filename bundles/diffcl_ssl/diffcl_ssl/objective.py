@@ -95,7 +95,7 @@ class CrossSupervision(Supervised):
         labelled, unlabelled = self.peer(batch["image"], labels), self.peer(other, own)
         terms = {
             "seg": self.loss(first, labels),
-            "pseudo": self.loss(logits, self._taught(other, unlabelled)),
+            "pseudo": self.loss(logits, self._taught(unlabelled)),
             "seg_peer": self.loss(labelled.logits, labels),
             "pseudo_peer": self.loss(unlabelled.logits, own),
         }
@@ -108,7 +108,7 @@ class CrossSupervision(Supervised):
         with torch.no_grad(), eval_mode(network, self.peer):
             own, _ = self.pseudo_labels(network(other))
             unlabelled = self.peer(other, own)
-            taught = self._taught(other, unlabelled)
+            taught = self._taught(unlabelled)
         mixed, true = self.mixer.pair(batch["image"], other)
         logits, features = forward_with_features(network, mixed)
         seen = self.peer(mixed, torch.where(true, label, own))
@@ -130,11 +130,10 @@ class CrossSupervision(Supervised):
         return Step(sum(terms.values()), Voxels(features, logits, labels), terms=terms)
 
     @torch.no_grad()
-    def _taught(self, image: torch.Tensor, seen: Seen) -> torch.Tensor:
+    def _taught(self, seen: Seen) -> torch.Tensor:
         """The peer's labels for the student, -1 on images where it is not reliable."""
-        logits, reliable = self.peer.teach(image, seen)
-        labels, _ = self.pseudo_labels(logits)
-        return torch.where(reliable.view(-1, *[1] * (labels.ndim - 1)), labels, -1)
+        labels, _ = self.pseudo_labels(seen.logits)
+        return torch.where(seen.reliable.view(-1, *[1] * (labels.ndim - 1)), labels, -1)
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
-from common.data import cleanup as make_cleanup
+from common.data import make_cleanup
 from common.data.whole_cases import CaseDataset
-from common.engine import ModelRecord, describe_selection
+from common.engine import ModelRecord, describe_selection, refuse_bad_logits
 from common.report import Pictures, ReportEvaluator, column_unit, score_structure
 from common.report.evaluator import Row
 from common.report.markdown import markdown, plain
@@ -42,7 +42,7 @@ class DomainEvaluator(ReportEvaluator):
         labels: label id to name.
         test: cases of the domain left out; without any, the report is on the source validation.
         training: gives the mean training mask and the sources' features.
-        cleanup: of each region, see :func:`common.data.cleanup.cleanup`.
+        cleanup: of each region, see :func:`common.data.make_cleanup`.
         protocol: arguments of :class:`~sgcg_dg.protocol.Protocol`.
         batch_norms: columns of the report, of ``eval`` and ``batch``.
         kwargs: as :class:`common.report.ReportEvaluator`.
@@ -83,6 +83,8 @@ class DomainEvaluator(ReportEvaluator):
         """Region masks ``(K, *native)`` of the cases of one group."""
         with torch.no_grad(), self.autocast():
             logits = predict(self.network, cases, bn, self.state.device)
+        for own, case in zip(logits, cases, strict=True):
+            refuse_bad_logits(own, case["case"])
         return [to_masks(own, case, self.protocol, self.clean) for own, case in zip(logits, cases, strict=True)]
 
     def units(self, record: ModelRecord) -> Iterable[list[dict]]:

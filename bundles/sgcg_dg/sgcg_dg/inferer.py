@@ -10,7 +10,7 @@ from monai.inferers import SliceInferer
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from common.data import cleanup as make_cleanup
+from common.data import make_cleanup
 from common.data.draws import plain
 
 from .protocol import BATCH, Protocol, clean_masks
@@ -39,7 +39,7 @@ class RegionsToLabeld(MapTransform):
 
     Args:
         regions: name to label ids, as in training.
-        cleanup: of each region, see :func:`common.data.cleanup.cleanup`.
+        cleanup: of each region, see :func:`common.data.make_cleanup`.
 
     Shape:
         ``(K, *spatial)`` to ``(1, *spatial)``, uint8.

@@ -93,7 +93,7 @@ class FeatureContrast(nn.Module):
                 return self.loss(features, labels, self.memory)
             self.memory.update(features, labels, domains)
             self.memory.sync()  # over processes, where there are several
-            return self.loss(features, labels, self.memory.snapshot())
+            return self.loss(features, labels, self.memory.pooled())
 
     def _pixels(
         self, features: torch.Tensor, label: torch.Tensor, domain: torch.Tensor

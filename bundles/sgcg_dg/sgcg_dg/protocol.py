@@ -90,7 +90,7 @@ def to_masks(logits: torch.Tensor, case: dict, protocol: Protocol, clean: Callab
 
 
 def clean_masks(masks: torch.Tensor, clean: Callable) -> torch.Tensor:
-    """Boolean masks ``(K, *spatial)``, each through a transform of :func:`common.data.cleanup.cleanup`."""
+    """Boolean masks ``(K, *spatial)``, each through a transform of :func:`common.data.make_cleanup`."""
     return torch.stack([plain(clean(mask[None].to(torch.uint8)))[0] > 0 for mask in masks])
 
 

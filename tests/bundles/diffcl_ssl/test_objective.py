@@ -60,9 +60,6 @@ class Scripted(nn.Module):
         self.shown.append((image, labels))
         return Seen(self.logits, self.logits, self.reliable, self.noise)
 
-    def teach(self, image, seen):
-        return seen.logits, seen.reliable
-
 
 def scripted(reliable=(True, True, True, True), **options):
     torch.manual_seed(5)
@@ -220,15 +217,6 @@ def test_images_on_which_the_peer_is_not_reliable_do_not_count():
         assert done.terms["pseudo_peer"] > 0  # the peer learns on all of them
         done.loss.backward()
         assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
-
-
-def test_a_peer_that_samples_teaches_what_it_sampled():
-    peer, network, batch = scripted(), make_network(), make_batch()
-    sampled = torch.randn(4, CLASSES, 12, 12)
-    peer.teach = lambda image, seen: (sampled, torch.tensor([True, True, True, False]))
-    done = run(CrossSupervision(peer, largest_component=False), network, batch)
-    expected = LOSS(network(batch["unlabeled"][:3]), sampled[:3].argmax(1))
-    assert done.terms["pseudo"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # --- who sees and learns what ---

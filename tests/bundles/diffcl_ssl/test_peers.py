@@ -45,8 +45,6 @@ def test_a_plain_peer_sees_the_image_alone():
         seen = peer(image, labels)
         assert torch.equal(seen.logits, network(image)) and torch.equal(seen.features, network.body(image))
         assert seen.reliable.tolist() == [True, True] and seen.noise is None and seen.logits.requires_grad
-        taught, reliable = peer.teach(image, seen)
-        assert taught is seen.logits and reliable is seen.reliable
 
 
 def test_a_diffusion_peer_sees_the_image_and_noised_labels():
@@ -84,16 +82,6 @@ def test_only_images_at_high_noise_are_reliable(times, pseudo_times):
     assert first <= min(steps) < first + 20 and end - 20 < max(steps) < end
     low, high = (round(share * STEPS) for share in pseudo_times)
     assert seen.reliable.tolist() == [low <= t < high for t in steps] and seen.reliable.any()
-
-
-def test_a_diffusion_peer_teaches_what_it_was_trained_with():
-    peer = make()
-    image, labels = make_images()
-    seen = peer(image, labels)
-    before = torch.get_rng_state()
-    taught, reliable = peer.teach(image, seen)
-    assert taught is seen.logits and reliable is seen.reliable
-    assert torch.equal(torch.get_rng_state(), before) and len(peer.network.shown) == 1
 
 
 def test_the_network_is_in_the_state_once_under_the_same_names_in_a_wrapper():

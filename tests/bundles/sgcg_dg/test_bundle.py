@@ -54,6 +54,7 @@ def test_four_epochs_equal_two_and_two_bit_for_bit(trained, tmp_path, sample_dat
         ({"contrast_weight": 0.5}, "objective.contrast_weight was 1.0 and is now 0.5. Give"),
         ({"temperature": 0.2}, "objective.contrast.loss.temperature was 0.5 and is now 0.2. Give"),
         ({"contrast::memory::cov": "diag"}, 'objective.contrast.memory.cov was "full" and is now "diag". Give'),
+        ({"train::sampler::policy": "proportional"}, 'policy was "equal" and is now "proportional". Give'),
         ({"image_size": [32, 16]}, "model.preprocessing.image_size was [32, 32] and is now [32, 16]. Give"),
     ],
 )  # fmt: skip

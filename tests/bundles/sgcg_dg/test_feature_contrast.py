@@ -27,7 +27,7 @@ class Recorder(nn.Module):
     def sync(self):
         pass
 
-    def snapshot(self):
+    def pooled(self):
         return len(self.updates)
 
     def forward(self, features, labels, statistics):
@@ -105,7 +105,7 @@ def test_statistics_hold_the_pixels_of_both_views_once(make_contrast):
     assert memory.count.sum() == 2 * 4 * 17 * 12 and loss > 0
     again = GaussianContrastiveLoss()
     features = torch.cat([F.normalize(maps[view][:, :, ::2], dim=1).movedim(1, -1).flatten(0, 2) for view in maps])
-    torch.testing.assert_close(loss, again(features, label[:, 0, ::2].flatten().repeat(2), memory.snapshot()))
+    torch.testing.assert_close(loss, again(features, label[:, 0, ::2].flatten().repeat(2), memory.pooled()))
 
 
 def test_thinned_maps():

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from common.data import cleanup
+from common.data import make_cleanup
 from sgcg_dg.protocol import Protocol, batch_norm, mean_masks, predict, published_slices, to_masks, together
 from sgcg_dg.regions import Regions
 
 CPU = torch.device("cpu")
-ALL = cleanup([])  # every pixel stays
+ALL = make_cleanup([])  # every pixel stays
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_each_region_keeps_its_own_largest_component_without_holes():
     open_ = closed.copy()
     open_[0, 3] = False
     logits = torch.from_numpy(np.where([closed, open_[:, ::-1]], 5.0, -5.0)).float()
-    clean, case = cleanup(["largest", "fill_holes"]), case_of(5, 9)
+    clean, case = make_cleanup(["largest", "fill_holes"]), case_of(5, 9)
     found = to_masks(logits, case, Protocol(), clean)
     whole, ring = np.zeros_like(closed), open_.copy()
     whole[:, :6] = True
@@ -160,7 +160,7 @@ def test_each_region_keeps_its_own_largest_component_without_holes():
 def test_holes_of_a_scan_are_filled():
     solid = torch.full((1, 5, 5, 5), 5.0)
     solid[0, 2, 2, 2] = -5.0
-    assert to_masks(solid, case_of(5, 5, 5), Protocol(), cleanup(["largest", "fill_holes"])).all()
+    assert to_masks(solid, case_of(5, 5, 5), Protocol(), make_cleanup(["largest", "fill_holes"])).all()
     assert to_masks(solid, case_of(5, 5, 5), Protocol(), ALL).sum() == 124
 
 

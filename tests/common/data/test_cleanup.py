@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from common.data.cleanup import cleanup, describe_cleanup
+from common.data.cleanup import describe_cleanup, make_cleanup
 
 SIZES = [(15, 14), (8, 7, 6)]
 
@@ -44,7 +44,7 @@ def draw(size, labels, seed, share):
 
 
 def clean(label_map, *steps, dtype=torch.uint8):
-    return np.asarray(cleanup(list(steps))(torch.from_numpy(label_map.copy())[None].to(dtype)))[0]
+    return np.asarray(make_cleanup(list(steps))(torch.from_numpy(label_map.copy())[None].to(dtype)))[0]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -107,7 +107,7 @@ def test_nothing_stays_nothing_and_all_stays_all(size, steps, dtype):
 @pytest.mark.parametrize("steps", ["largest", ["biggest"], ["largest", "$x"], True, None, [["largest"]], [{}]])
 def test_other_steps_are_refused(steps):
     with pytest.raises(ValueError, match="cleanup: expected a list out of largest_together, largest, fill_holes, f"):
-        cleanup(steps)
+        make_cleanup(steps)
 
 
 def test_in_words():

@@ -45,7 +45,7 @@ def test_worked_by_hand():
     stats = ClassStatistics(2, 1)
     stats.update(torch.tensor([[1.0], [3.0], [50.0]]), torch.tensor([0, 0, -1]))
     stats.update(torch.tensor([[8.0]]), torch.tensor([0]))
-    found = stats.snapshot()
+    found = stats.pooled()
     assert found.count.tolist() == [3, 0] and found.valid.tolist() == [True, False]
     assert found.mean[0].item() == 4 and found.cov[0].item() == pytest.approx((9 + 1 + 16) / 3)
     assert not found.mean[1].any() and not found.cov[1].any()
@@ -184,22 +184,22 @@ def test_features_and_labels_with_meta_data():
     plain.update(features, labels)
     meta.update(*(t.as_subclass(Tagged) for t in (features, labels, torch.zeros(60).long())))
     assert_equal_states(state(meta), state(plain))
-    assert all(type(t) is torch.Tensor for t in (*meta.buffers(), meta.snapshot().cov))
+    assert all(type(t) is torch.Tensor for t in (*meta.buffers(), meta.pooled().cov))
 
 
 def test_no_gradient_runs_through():
     features, labels = pixels(50, 0)
     stats = statistics()
     stats.update(features.requires_grad_(), labels)
-    found = stats.snapshot()
+    found = stats.pooled()
     assert not any(t.requires_grad for t in (found.mean, found.cov, found.count, *stats.buffers()))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_snapshot_stays_as_it_was(groups):
+def test_what_is_pooled_stays_as_it_was(groups):
     stats = statistics(groups=groups)
     stats.update(*pixels(50, 0), 0)
-    found = stats.snapshot()
+    found = stats.pooled()
     before = [t.clone() for t in (found.mean, found.cov, found.count)]
     stats.update(*pixels(50, 1), groups - 1)
     assert all(torch.equal(old, now) for old, now in zip(before, (found.mean, found.cov, found.count), strict=True))

@@ -160,7 +160,7 @@ def test_the_gradient_shrinks_features_along_the_axis_in_which_domains_differ():
     stats = ClassStatistics(2, 3, groups=2).double()
     stats.update(features, labels, domain)
     q = features.clone().requires_grad_()
-    loss(1.0)(q, labels, stats.snapshot()).mean().backward()
+    loss(1.0)(q, labels, stats.pooled()).mean().backward()
     assert ((q.grad * q.detach())[:, 0] > 0).all()
     moved = ClassStatistics(2, 3, groups=2).double()
     moved.update((q - 50 * q.grad).detach(), labels, domain)

@@ -1,4 +1,4 @@
-"""The printed methods: overlays that say what of them cannot be run, name what train.json has, and train."""
+"""Overlays name what train.json has; those of the printed methods say what of them cannot be run, and train."""
 
 import inspect
 import json
@@ -7,7 +7,7 @@ from pydoc import locate
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigComponent, ConfigParser
 
 from common.data.write import write_dataset
 from sgcg_dg.phantom import STRUCTURES
@@ -26,6 +26,10 @@ TRAINED = [
     ("transmedseg_ssl", ["volume", "volume_paper"], {"network_def::width": 4, "batch_size": 2, **PATCH[3]}),
 ]  # fmt: skip
 SCORED = [("sgcg_dg", ["paper_compat"], {"image_size": [32, 32], "network_def::width": 4})]
+UNDER = {"volume_paper": ["volume"]}  # what lies between an overlay and train.json
+OTHERS = ("train", "inference", "metadata", "compare", "uncertainty")  # which are no overlays of it, or have rows
+OVERLAYS = sorted(file for file in BUNDLES.glob("*/configs/*.json") if not file.stem.startswith(OTHERS))
+BROUGHT = {"comment", "trained", "is_rank0", "sync", "train::sampler", "train::dataloader::sampler"}  # by overlays
 SHORT = {"max_epochs": 1, "schedule_epochs": 1, "val_interval": 1000, "pictures": 0, "distances": False}
 
 
@@ -73,22 +77,27 @@ def is_known(key, train, merged):
         part, whole = (each[int(place) if isinstance(each, list) else place] for each in (part, whole))
     if last in (map(str, range(len(part))) if isinstance(part, list) else part):
         return True
-    target = whole.get("_target_") if isinstance(whole, dict) else None
-    return target is not None and last in inspect.signature(locate(target)).parameters
+    if not isinstance(whole, dict) or "_target_" not in whole:
+        return False
+    return last in inspect.signature(locate(ConfigComponent(whole).resolve_module_name())).parameters
 
 
 @pytest.mark.parametrize(("bundle", "overlays", "tiny"), TRAINED + SCORED)
-def test_an_overlay_says_what_is_not_printed_and_names_parts_of_train_json(bundle, overlays, tiny):
-    *under, last = overlays
-    content = config(bundle, last)
-    comment = content.pop("comment")
+def test_an_overlay_says_what_is_not_printed(bundle, overlays, tiny):
+    comment = config(bundle, overlays[-1])["comment"]
     lines = [comment] if isinstance(comment, str) else comment
     assert lines and all(line.strip() and len(line) <= 140 and line[0] not in "$@%" for line in lines)
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
+def test_an_overlay_names_parts_of_what_it_lies_over(file):
+    bundle, under = file.parts[-3], UNDER.get(file.stem, [])
     train, merged = ConfigParser(config(bundle, "train")), ConfigParser(config(bundle, "train"))
     for name in under:
         train.update(config(bundle, name))
+    for name in (*under, file.stem):
         merged.update(config(bundle, name))
-    merged.update(content)
+    content = config(bundle, file.stem).keys() - BROUGHT
     assert [key for key in content if not is_known(key, train.get(), merged.get())] == []
 
 
