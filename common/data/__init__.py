@@ -8,7 +8,7 @@ from common.data.natural import natural_key
 from common.data.preprocessing import Preprocessing
 from common.data.sample import ensure_sample_data, refuse_foreign
 from common.data.save_map import SaveMapd
-from common.data.shrink import ShrinkByAread, ZoomByAread
+from common.data.shrink import InvertToLabelMapd, ShrinkByAread, ZoomByAread
 from common.data.whole_cases import CaseDataset
 from common.data.write import Case, atomic_folder, write_dataset
 
@@ -18,6 +18,7 @@ __all__ = [
     "CaseFacts",
     "DataError",
     "Dataset",
+    "InvertToLabelMapd",
     "Preprocessing",
     "SaveMapd",
     "ShrinkByAread",
