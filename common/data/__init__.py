@@ -2,7 +2,15 @@
 
 from common.data.check import CaseFacts, check_cases, check_dataset
 from common.data.cleanup import make_cleanup
-from common.data.dataset import DataError, Dataset, image_names, read_dataset, refuse_other_kinds
+from common.data.copies import refuse_shared
+from common.data.dataset import (
+    Dataset,
+    image_names,
+    read_dataset,
+    refuse_other_kinds,
+    say_that_folds_are_not_read,
+)
+from common.data.errors import DataError
 from common.data.images import list_images
 from common.data.natural import natural_key
 from common.data.preprocessing import Preprocessing
@@ -34,5 +42,7 @@ __all__ = [
     "read_dataset",
     "refuse_foreign",
     "refuse_other_kinds",
+    "refuse_shared",
+    "say_that_folds_are_not_read",
     "write_dataset",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,10 +19,13 @@ from nibabel.wrapstruct import WrapStructError
 from PIL.Image import DecompressionBombError
 from tqdm import tqdm
 
-from common.data.dataset import SPLITS, DataError, Dataset, repeated_cases
+from common.data.copies import copies, repeated_cases
+from common.data.dataset import SPLITS, Dataset
+from common.data.errors import DataError
 from common.data.header import doubted, refused
 from common.data.photograph import FormatError, is_photograph, misfit, read_photograph, unlike_voxels
 
+logger = logging.getLogger(__name__)
 __all__ = ["CaseFacts", "DataError", "check_cases", "check_dataset", "read_volume"]
 
 MANY_FILES = 20  # a check of more files than these shows a progress bar
@@ -111,6 +115,8 @@ def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: 
                   channels_option: str | None = None) -> dict[str, list[CaseFacts]]:
     """Check all splits as :func:`check_cases` does, and that none shares a case or an image with another split or fold.
 
+    Says in one line what of other tools' keys in dataset.json is used or not read.
+
     Args:
         dataset: as read by :func:`common.data.dataset.read_dataset`; the others as in :func:`check_cases`.
         channels_option: the option of the run that sets ``channels``, for the error; None where there is none.
@@ -124,6 +130,8 @@ def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: 
     rules = _Rules(dataset.labels, channels, affine_tolerance, channels_option=channels_option)
     findings = _Findings()
     file = dataset.directory / "dataset.json"
+    if dataset.notes:
+        logger.warning("%s: %s.", file, "; ".join(dataset.notes))
     splits = {split: getattr(dataset, split) for split in SPLITS}
     if not dataset.training:
         total = sum(len(items) for items in splits.values())
@@ -131,7 +139,8 @@ def check_dataset(dataset: Dataset, channels: int | None = 1, affine_tolerance: 
                                "add images with their labels to it")
     findings.errors += repeated_cases(splits)
     facts = _check_all(splits, rules, findings)
-    _check_copies(facts, dataset.folds, findings)
+    seen = [one for cases in facts.values() for one in cases]
+    findings.errors += copies(_parts(splits, dataset.folds), seen)
     findings.report(str(file))
     return facts
 
@@ -175,25 +184,22 @@ def _check_all(splits: dict[str, list[dict]], rules: _Rules, findings: _Findings
     return facts
 
 
-def _check_copies(facts: dict[str, list[CaseFacts]], folds: list[list[str]], findings: _Findings) -> None:
-    """Refuse the same image under two names in two splits, or in two folds."""
+def _parts(splits: dict[str, list[dict]], folds: list[list[str]]) -> dict[str, list[dict]]:
+    """The items by what must not share an image: the splits, and in ``training`` the folds."""
     fold_of = {case: f"training, fold {i}" for i, fold in enumerate(folds) for case in fold}
-    seen: dict[tuple, tuple[str, CaseFacts]] = {}
-    for split, cases in facts.items():
-        for one in cases:
-            place = fold_of.get(one.case, split) if split == "training" else split
-            other_place, other = seen.setdefault((one.shape, one.digest), (place, one))
-            if other_place != place and other.case != one.case:
-                findings.refuse(one.case, one.image, "an image that is in one split only",
-                                f"the same voxels in {other.case}, {other.image} ({place} and {other_place})",
-                                "remove one of them")
+    parts: dict[str, list[dict]] = {}
+    for split, items in splits.items():
+        for item in items:
+            part = fold_of.get(item["case"], split) if split == "training" else split
+            parts.setdefault(part, []).append(item)
+    return parts
 
 
 def _load(item: dict, key: str, rules: _Rules, findings: _Findings
           ) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image | None] | None:
     file = item[key]
-    if not Path(file).is_file():
-        found = "a folder" if Path(file).is_dir() else "no such file"
+    if not os.path.isfile(file):  # false too for a name that no file system takes
+        found = "a folder" if os.path.isdir(file) else "no such file"
         todo = f"correct the path in {rules.listed_in}, or copy it there"
         findings.refuse(item["case"], file, f"the {key}", found, todo)
         return None

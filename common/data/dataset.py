@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from common.data import nnunet, other_tools
+from common.data.copies import repeated_cases
+from common.data.errors import DataError
+from common.data.items import read_item, repeated_in_a_split
+from common.data.json_file import read_json
+from common.data.label_names import name_problems
 from common.data.paths import as_path
 from common.data.photograph import is_photograph
+from common.data.visible import visible
 
+logger = logging.getLogger(__name__)
 SPLITS = ("training", "validation", "test", "unlabeled")
-LABELLED = ("training", "validation")  # a label is needed here, allowed in `test`, and never read in `unlabeled`
 REQUIRED = {"name": str, "modality": dict, "labels": dict, "training": list}
 OPTIONAL = {"validation": list, "test": list, "unlabeled": list, "folds": list}
 TYPE_NAMES = {str: "a text", dict: "an object {...}", list: "a list [...]"}
-
-
-class DataError(ValueError):
-    """The user's data cannot be used; the text lists every problem found, one line each."""
-
-    @classmethod
-    def of(cls, problems: list[str], where: str) -> DataError:
-        """The error for a list of problems: a count, then one line for each."""
-        return cls("\n  ".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}:", *problems]))
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Dataset:
 
     Items are ``{"image", "label", "case"}`` and, where given, ``"domain"``; those of ``unlabeled`` never hold a
     label, those of ``test`` may lack it.
-    ``labels`` leaves out the background (0). ``folds`` lists case ids of ``training``, or is empty.
+    ``labels`` leaves out the background (0). ``folds`` lists case ids of ``training``, or is empty. ``notes`` say what
+    of other tools' keys is used or not read.
     """
 
     directory: Path
@@ -46,6 +46,7 @@ class Dataset:
     test: list[dict]
     unlabeled: list[dict]
     folds: list[list[str]]
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int | None:
@@ -62,7 +63,8 @@ def read_dataset(dataset_dir: str | Path) -> Dataset:
     """Read ``dataset.json`` of a folder; opens no image and no label.
 
     ``case`` defaults to the image's file name without its suffix. Several images of a split may share a case (two time
-    points of one patient) when each of them says so by its own ``case``. Cases of ``test`` may lack a label.
+    points of one patient) when each of them says so by its own ``case``. Cases of ``test`` may lack a label. nnU-Net's
+    folder and the lists of MONAI's Auto3DSeg (``fold``, ``testing``) are read as they are.
 
     Args:
         dataset_dir: the folder; paths in its ``dataset.json`` are relative to it, or absolute.
@@ -71,29 +73,29 @@ def read_dataset(dataset_dir: str | Path) -> Dataset:
         DataError: with every problem of ``dataset.json`` at once.
     """
     directory = as_path(dataset_dir, "dataset_dir").absolute()
-    content = _load_json(directory / "dataset.json")
-    problems = _misspelt_or_missing(content)
+    problems: list[str] = []
+    notes: list[str] = []
+    content = nnunet.in_our_form(_load(directory / "dataset.json"), directory)
+    content = other_tools.test_of(content, notes, problems)
+    problems += _misspelt_or_missing(content)
     # an entry of the wrong type is a problem already: read on as if it were empty
     entries = {k: content[k] if isinstance(content.get(k), t) else t() for k, t in (REQUIRED | OPTIONAL).items()}
     labels = _read_labels(content["labels"], problems) if isinstance(content.get("labels"), dict) else {}
     splits: dict[str, list[dict]] = {}
     for split in SPLITS:
-        items = [_read_item(x, split, i, directory, problems) for i, x in enumerate(entries[split])]
-        problems += _repeated_in_a_split(split, entries[split], items)
-        splits[split] = [item for item in items if item]
+        items = [read_item(x, split, i, directory, problems) for i, x in enumerate(entries[split])]
+        problems += repeated_in_a_split(split, entries[split], items)
+        if split == "training":
+            entries["folds"] = other_tools.folds_of(content, items, notes, problems) or entries["folds"]
+        splits[split] = [nnunet.with_its_file(item, problems) for item in items if item]
     problems += repeated_cases(splits)
     # a broken item of `training` has no case yet: its fold is no second problem
     whole = isinstance(content.get("training"), list) and len(splits["training"]) == len(content["training"])
     folds = _read_folds(entries["folds"], {item["case"] for item in splits["training"]} if whole else None, problems)
     if problems:
         raise DataError.of(problems, str(directory / "dataset.json"))
-    return Dataset(directory, entries["name"], entries["modality"], labels, **splits, folds=folds)
-
-
-def file_stem(path: str | Path) -> str:
-    """The name of a file without ``.nii``, ``.nii.gz``, ``.png`` ...: the case, where nothing else is said."""
-    text = str(path)
-    return Path(text[:-3] if text.lower().endswith(".gz") else text).stem
+    notes += other_tools.count_doubts(content, splits) + other_tools.unread(content, SPLITS, [*REQUIRED, *OPTIONAL])
+    return Dataset(directory, entries["name"], entries["modality"], labels, **splits, folds=folds, notes=tuple(notes))
 
 
 KINDS = {"photographs": "photographs (PNG, JPEG)", "scans": "scans (NIfTI)"}
@@ -122,26 +124,20 @@ def refuse_other_kinds(images: Sequence[str], kinds: Sequence[str]) -> None:
         )
 
 
-def repeated_cases(splits: dict[str, list[dict]]) -> list[str]:
-    """One line for every case that stands in more than one split."""
-    found: dict[str, list[str]] = {}
-    for split, items in splits.items():
-        for case in dict.fromkeys(item["case"] for item in items):
-            found.setdefault(case, []).append(split)
-    return [f"{case}: expected in one split, found in {' and '.join(names)}; keep it in one of them"
-            for case, names in found.items() if len(names) > 1]
+def say_that_folds_are_not_read(dataset: Dataset) -> None:
+    """For a bundle that has no folds: a line of the log where dataset.json has some."""
+    if dataset.folds:
+        logger.warning("%s: its %d folds (`folds`, or `fold` of the items) are not read here, where `validation` says "
+                       "what is validated on.", dataset.directory / "dataset.json", len(dataset.folds))  # fmt: skip
 
 
-def _load_json(file: Path) -> dict:
+def _load(file: Path) -> dict:
     if not file.parent.is_dir():
         raise DataError(f"{file.parent}: expected the folder of a data set, found no such folder; correct dataset_dir")
     if not file.is_file():
         raise DataError(f"{file}: expected a file, found none. Save this text under that name, with the true names of "
                         "the labels, and move the cases to validate on to `validation`:\n" + _suggestion(file.parent))
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{file}: expected JSON, found an error: {error}; correct that line") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected an object {{...}}, found {_kind(content)}; see the form in the README")
     return content
@@ -178,48 +174,11 @@ def _read_labels(entry: dict, problems: list[str]) -> dict[int, str]:
                             "label files too")
         else:
             labels[int(key)] = name
+    problems += name_problems([(str(label), name) for label, name in labels.items()], "labels")
     background = labels.pop(0, None)
     if not labels and (not entry or background is not None):
         problems.append('`labels`: expected a label besides the background, found none; add {"1": "its name"}')
     return labels
-
-
-def _read_item(item: Any, split: str, i: int, directory: Path, problems: list[str]) -> dict | None:
-    where, labelled = f"{split}[{i}]", split in LABELLED
-    if isinstance(item, str) and item and not labelled:
-        item = {"image": item}
-    paths = ["image"] + ["label"] * (labelled or split == "test" and isinstance(item, dict) and "label" in item)
-    if not isinstance(item, dict) or any(not isinstance(item.get(k), str) or not item[k] for k in paths):
-        form = '{"image": "...", "label": "..."}' if labelled else '{"image": "..."} or the path of an image'
-        todo = "correct it, or move it to `unlabeled` if it has no label" if labelled else "correct it"
-        problems.append(f"{where}: expected {form}, found {json.dumps(item)}; {todo}")
-        return None
-    texts = [k for k in ("case", "domain") if k in item]
-    wrong = [k for k in texts if not isinstance(item[k], str) or not item[k]]
-    if wrong:
-        found = ", ".join(f'"{k}": {json.dumps(item[k])}' for k in wrong)
-        problems.append(f"{where}: expected a text for {' and '.join(wrong)}, found {found}; put it in quotes")
-        return None
-    files = {k: str(directory / item[k]) for k in paths}
-    return {"case": file_stem(item["image"])} | files | {k: item[k] for k in texts}
-
-
-def _repeated_in_a_split(split: str, entry: list, items: list[dict | None]) -> list[str]:
-    problems, images = [], set()
-    unnamed: dict[str, str] = {}  # case -> image, where the case is only the file's name
-    for raw, item in zip(entry, items, strict=True):
-        if item is None:
-            continue
-        case, image = item["case"], item["image"]
-        if image in images:
-            problems.append(f"{case}, {image}: expected once, found twice in {split}; remove one")
-        elif isinstance(raw, str) or "case" not in raw:
-            other = unnamed.setdefault(case, image)
-            if other != image:
-                problems.append(f"{case}, {image}: expected one image of this name in {split}, found {other} too; "
-                                'give each of them its own "case"')
-        images.add(image)
-    return problems
 
 
 def _read_folds(entry: list, known: set[str] | None, problems: list[str]) -> list[list[str]]:
@@ -239,12 +198,16 @@ def _read_folds(entry: list, known: set[str] | None, problems: list[str]) -> lis
 
 
 def _suggestion(directory: Path) -> str:
-    """A minimal ``dataset.json`` with the pairs under ``images/`` and ``labels/``, one item a line."""
-    found: dict[str, dict[Path, str]] = {}
-    for folder in ("images", "labels"):
-        files = [p.relative_to(directory) for p in sorted((directory / folder).rglob("[!.]*")) if p.is_file()]
-        found[folder] = {p.relative_to(folder).parent / file_stem(p.name): p.as_posix() for p in files}
-    images, labels = found["images"], found["labels"]
+    """A minimal ``dataset.json`` with the pairs under ``images/`` and ``labels/``, one item a line.
+
+    Without them, under ``imagesTr/`` and ``labelsTr/``, as the Decathlon and nnU-Net have.
+    """
+    end = "" if (directory / "images").is_dir() or not (directory / "imagesTr").is_dir() else "Tr"
+    found = []
+    for folder in (f"images{end}", f"labels{end}"):
+        files = [p.relative_to(directory) for p in visible(directory / folder, "**/*") if p.is_file()]
+        found.append({p.relative_to(folder).parent / nnunet.case_of(p): p.as_posix() for p in files})
+    images, labels = found
     names = [key.name for key in images]
     # files of one name in several folders are cases of their own
     items = {key: {"image": file} | ({"case": "_".join(key.parts)} if names.count(key.name) > 1 else {})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.data import get_track_meta, set_track_meta
 
-from .dataset import DataError
+from .errors import DataError
 
 
 @contextmanager
@@ -49,7 +49,9 @@ def slices(
     if image.ndim == spatial_dims + 2 == 4:
         return [(image[..., z].contiguous(), None if label is None else label[..., z].contiguous())
                 for z in range(image.shape[-1])]  # fmt: skip
-    raise DataError(f"expected images of {spatial_dims} axes, found {image.ndim - 1}; set spatial_dims.")
+    axes = "volumes of 3 axes" if spatial_dims == 3 else "images of 2 axes, or volumes of 3 that are cut into slices"
+    todo = "train with spatial_dims 2 (slices)" if (spatial_dims, image.ndim) == (3, 3) else "convert the images"
+    raise DataError(f"expected {axes}, found {image.ndim - 1} axes; {todo}.")
 
 
 def plain(tensor: Any) -> torch.Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .check import check_cases
-from .dataset import DataError, file_stem, read_dataset, refuse_other_kinds
+from .dataset import read_dataset, refuse_other_kinds
+from .errors import DataError
+from .items import file_stem
 from .paths import as_path
 from .preprocessing import Preprocessing
 

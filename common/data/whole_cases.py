@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .dataset import file_stem
 from .draws import plain
+from .items import file_stem
 from .photograph import is_photograph
 
 
@@ -61,5 +61,6 @@ def scan_names(files: Sequence[str]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     above = os.path.commonpath([Path(file).parent for file in files])
-    return ["_".join([*Path(file).parent.relative_to(above).parts, name])
-            for file, name in zip(files, names, strict=True)]  # fmt: skip
+    parts = [[*Path(file).parent.relative_to(above).parts, name] for file, name in zip(files, names, strict=True)]
+    joined = ["_".join(one) for one in parts]
+    return joined if len(set(joined)) == len(joined) else ["/".join(one) for one in parts]

@@ -16,7 +16,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from common.data.dataset import SPLITS, file_stem
+from common.data.dataset import SPLITS
+from common.data.items import file_stem
 from common.data.photograph import write_png
 from common.data.temporary import remove_leftovers, temporary_path
 

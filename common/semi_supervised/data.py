@@ -24,6 +24,7 @@ from common.data import (
     read_dataset,
     refuse_foreign,
     refuse_other_kinds,
+    say_that_folds_are_not_read,
 )
 from common.data.draws import drawing, endless, plain, slices
 from common.data.photograph import is_photograph
@@ -63,6 +64,7 @@ def read_semi_supervised(
     dataset = read_dataset(dataset_dir)
     file = dataset.directory / "dataset.json"
     _refuse_gaps(sorted(dataset.labels), file)
+    say_that_folds_are_not_read(dataset)
     if labelled is not None:
         dataset = keep_labels(dataset, labelled)
     if need_unlabeled and not dataset.unlabeled:

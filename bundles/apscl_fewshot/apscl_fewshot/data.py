@@ -26,9 +26,11 @@ from common.data import (
     read_dataset,
     refuse_foreign,
     refuse_other_kinds,
+    refuse_shared,
 )
-from common.data.dataset import file_stem
 from common.data.draws import drawing
+from common.data.items import file_stem
+from common.data.paths import as_path
 
 from .sample import generate_sample_data
 from .superpixels import Superpixels
@@ -51,8 +53,8 @@ def read_datalist(
 
     ``validation`` of dataset.json, where there is one, holds the queries; the supports are the scans of the data set in
     the folder ``support``, where there is one, or else the first training scan. Otherwise the queries are fold ``fold``
-    of ``folds`` (default: five contiguous blocks of the cases in natural order) and the supports come from the scans
-    after it. Queries and supports are not trained on.
+    of ``folds``, or of the items' ``fold`` (default: five contiguous blocks of the cases in natural order), and the
+    supports come from the scans after it. Queries and supports are not trained on.
 
     Args:
         preprocessing: of the images: their channels and kinds.
@@ -69,7 +71,7 @@ def read_datalist(
     Raises:
         DataError: anything wrong with the data set, the fold, the support or the labels; all bad cases at once.
     """
-    directory = Path(dataset_dir)
+    directory = as_path(dataset_dir, "dataset_dir")
     sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
     dataset, facts = read_scans(directory, preprocessing)
     if dataset.validation and (directory / "support").is_dir():
@@ -80,9 +82,10 @@ def read_datalist(
     if unknown:
         raise DataError(f"novel_labels: expected some of {dataset.labels}, the labels of "
                         f"{directory / 'dataset.json'}, found {', '.join(unknown)}")  # fmt: skip
-    if dataset.validation and (fold != 0 or support != "next_scan" or support_scans is not None):
-        logger.warning("%s: its `validation` says what is segmented; fold and support are not used.", directory)
+    if dataset.validation and (dataset.folds or fold != 0 or support != "next_scan" or support_scans is not None):
+        logger.warning("%s: its `validation` says what is segmented; folds, fold and support are not used.", directory)
     training, queries, supports = split_scans(dataset, fold, str(support), support_scans)
+    refuse_shared({"training": training, "queries": queries, "supports": supports}, facts, directory)
     names = {label: dataset.labels[label] for label in novel}
     shown = {fact.image: fact.label_ids for split in facts.values() for fact in split}
     blank = [f"support {scan['case']}: expected novel label {label} ({names[label]}), found {shown[scan['image']]}; "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ from common.data import (
     read_dataset,
     refuse_foreign,
     refuse_other_kinds,
+    refuse_shared,
+    say_that_folds_are_not_read,
 )
 from common.data.draws import drawing, endless, plain, slices
+from common.data.paths import as_path
 
 from .regions import Regions
 from .sample import generate_sample_data
@@ -45,14 +49,15 @@ def read_datalist(
     """Read, check and split a data set by domain; the sample data is generated when its folder is missing.
 
     Labelled cases of the target domain, of every split, are ``test``: they are never trained on and never choose a
-    checkpoint.
+    checkpoint. ``validation`` and ``test`` of dataset.json may be all there is of it.
     Source cases of ``validation`` choose the checkpoint; a source domain without any gives every fifth of its training
     cases, the last ones in natural order.
 
     Args:
         preprocessing: of the images: their channels and kinds.
         regions: name to label ids (see :class:`~sgcg_dg.regions.Regions`).
-        target_domain: the domain left out; null takes the last in alphabetical order, ``none`` leaves none out.
+        target_domain: the domain left out; null takes the last in alphabetical order, ``none`` leaves none out, unless
+            a domain has that name.
         source_domains: the domains to train on; null takes all others.
         single_source: train on one domain alone; amplitudes then come from other images of the same domain.
         allow_missing: accept training cases that do not show every region.
@@ -65,12 +70,13 @@ def read_datalist(
     Raises:
         DataError: images of the other kind; with every problem of the files at once; of files that can be read, with
             every problem of the regions and of items without a domain; then with every problem of the choice of domains
-            and of masks that lack one.
+            and of masks that lack one; then with every case or image that both trains and is scored.
     """
-    directory = Path(dataset_dir)
+    directory = as_path(dataset_dir, "dataset_dir")
     sample = ensure_sample_data(directory, bundle_root, generate_sample_data)
     dataset = read_dataset(directory)
     refuse_other_kinds(dataset.images, preprocessing.kinds)
+    say_that_folds_are_not_read(dataset)
     facts = check_dataset(dataset, channels=preprocessing.channels, channels_option="preprocessing_def::channels")
     problems = Regions.problems(regions, dataset.labels)
     labelled = dataset.training + dataset.validation
@@ -86,10 +92,12 @@ def read_datalist(
     if problems:
         raise DataError.of(problems, str(directory / "dataset.json"))
     training, validation = _split(dataset, sources)
+    test = [item for item in labelled + _labelled_test(dataset) if item["domain"] == target]
+    refuse_shared({"training": training, "validation": validation, f"the target {target}": test}, facts, directory)
     return {
         "training": training,
         "validation": validation,
-        "test": [item for item in labelled + _labelled_test(dataset) if item["domain"] == target],
+        "test": test,
         "domains": sources,
         "target": target,
         "labels": dataset.labels,
@@ -103,35 +111,68 @@ def choose_domains(
     dataset: Any, target_domain: str | None, source_domains: Sequence[str] | None, single_source: bool
 ) -> tuple[str | None, list[str], list[str]]:
     """Target, sources, and one line for everything wrong with them."""
-    counts: dict[str, int] = {}
-    for item in dataset.training:
-        counts[item["domain"]] = counts.get(item["domain"], 0) + 1
+    counts = Counter(item["domain"] for item in dataset.training)
     everywhere = sorted({item["domain"] for item in dataset.training + dataset.validation})
-    target = everywhere[-1] if target_domain is None else str(target_domain)  # the command line makes numbers of 1, 2
-    problems = []
     targets = sorted({*everywhere, *(item["domain"] for item in _labelled_test(dataset))})
-    if target != "none" and target not in targets:
+    target = named(target_domain, targets) if target_domain is not None else everywhere[-1]
+    problems = []
+    if "None" in targets:  # the command line makes null of it, which is the default
+        problems.append("domain None: expected a name that the command line takes, found this one; rename it")
+    if target == "none" and target not in targets:
+        target = None
+    elif target not in targets:
         problems.append(f"target_domain: expected none or one of {', '.join(targets)}, found {target}")
-    sources = sorted(counts) if source_domains is None else sorted(map(str, ensure_tuple(source_domains)))
+    sources = sorted(counts)
+    if source_domains is not None:
+        sources = sorted({named(name, list(counts)) for name in ensure_tuple(source_domains)})
     unknown = [name for name in sources if name not in counts]
     if unknown:
         problems.append(f"source_domains: expected some of {', '.join(sorted(counts))}, found {', '.join(unknown)}")
     if source_domains is not None and target in sources:
         problems.append(f"source_domains: expected domains other than the target {target}, found it among them")
     sources = [name for name in sources if name in counts and name != target]
-    found = ", ".join(sources) or "none"
+    if source_domains is not None and not ensure_tuple(source_domains):
+        problems.append(f"source_domains: expected a domain besides the target {target}, found none; name one. A model "
+                        "that was trained on one domain alone is evaluated on another: give it another target_domain")
+    else:
+        problems += _count_problems(sources, target, counts, single_source)
+    return target, sources, problems
+
+
+def named(value: Any, names: Sequence[str]) -> str:
+    """The name that is meant by a value of the command line, which makes numbers of 1, 1e3 and 2024_03.
+
+    A text is itself. What is no text is the name that reads as this value, or else its own spelling.
+    """
+    if isinstance(value, str) or str(value) in names:
+        return str(value)
+    return next((name for name in names if _read_as(name) == (type(value), value)), str(value))
+
+
+def _read_as(name: str) -> tuple[type, Any]:
+    """What the command line makes of a name."""
+    try:
+        value = ast.literal_eval(name)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = name
+    return type(value), value
+
+
+def _count_problems(
+    sources: Sequence[str], target: str | None, counts: Mapping[str, int], single_source: bool
+) -> list[str]:
+    problems, found = [], ", ".join(sources) or "none"
     if not sources or (len(sources) == 1 and not single_source):
         ways = ["add scans of another hospital", *["set single_source to train on one"] * (not single_source),
-                *["set target_domain to none, which leaves none out"] * (target != "none")]  # fmt: skip
-        besides = "" if target == "none" else f" besides the target {target}"
+                *["set target_domain to none, which leaves none out"] * (target is not None)]  # fmt: skip
+        besides = f" besides the target {target}" if target is not None else ""
         problems.append(f"domains: expected {'one' if single_source else 'two or more'} to train on{besides}, found "
                         f"{found}; {', or '.join(ways)}")  # fmt: skip
     if single_source and len(sources) > 1:
         problems.append(f"domains: expected one to train on with single_source, found {found}; name it in "
                         "source_domains")  # fmt: skip
-    problems += [f"domain {name}: expected two or more training images, found {counts[name]}; add some, or leave the "
-                 "domain out of source_domains" for name in sources if counts[name] < 2]  # fmt: skip
-    return (None if target == "none" else target), sources, problems
+    return problems + [f"domain {name}: expected two or more training images, found {counts[name]}; add some, or leave "
+                       "the domain out of source_domains" for name in sources if counts[name] < 2]  # fmt: skip
 
 
 def _labelled_test(dataset: Any) -> list[dict]:

@@ -136,8 +136,9 @@ def without_domain(index):
                                                "expected two or more to train on besides the target d, found a;"]),
         ({"source_domains": ["a", "b", "d"]}, ["source_domains: expected domains other than the target d"]),
         ({"source_domains": ["a"]}, ["domains: expected two or more .* found a; .*or set single_source"]),
-        ({"source_domains": []}, ["domains: expected two or more .* found none; "]),
-        ({"source_domains": [], "single_source": True}, ["domains: .* found none"]),
+        ({"source_domains": []}, ["source_domains: expected a domain besides the target d, found none; name one"]),
+        ({"source_domains": [], "single_source": True, "target_domain": "a"},
+         ["source_domains: expected a domain besides the target a, found none; .* give it another target_domain"]),
         ({"single_source": True}, ["domains: expected one to train on with single_source, found a, b, c; name it in "
                                    "source_domains"]),
         ({"regions": {"cup": [2, 3], "disc": []}}, [r"region cup: expected label ids out of {1: 'rim', 2: 'cup'}, "

@@ -288,7 +288,7 @@ def test_volumes_are_taken_slice_by_slice():
     assert torch.equal(found["image"], volume["image"][..., 5]) and found["case"] == "l1"
     assert torch.equal(found["label"], volume["label"][..., 5].long())
     assert torch.equal(found["unlabeled"], items(1, "u", False)[0]["image"][..., 3])
-    with pytest.raises(DataError, match="expected images of 2 axes, found 4"):
+    with pytest.raises(DataError, match="expected images of 2 axes, .*, found 4 axes"):
         PairDataset([{"image": torch.rand(1, 2, 2, 2, 2), "label": torch.ones(1, 2, 2, 2, 2)}], [], dict, None, 2)
 
 
