@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
 from .checkpoint import load_checkpoint
 from .model_record import ModelRecord, read_model, say_differences
+from .nan_stop import refuse_bad_logits
 from .unwrap import unwrap
 
 logger = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def _refuse_not_finite(state: Mapping[str, torch.Tensor], model_file: str | Path
 
 
 class WeightsLoader:
-    """Handler that does :func:`load_model` when the engine starts.
+    """Handler that does :func:`load_model` when the engine starts, and refuses logits that are not finite.
 
     MONAI's ``CheckpointLoader`` says neither that there is no model yet nor what a model needs.
     """
@@ -76,6 +79,13 @@ class WeightsLoader:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
+        engine.register_events(IterationEvents.FORWARD_COMPLETED)  # where the engine is not one of MONAI's
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._forwarded)
 
     def __call__(self, engine: Engine) -> None:
         load_model(self.network, self.model_file, self.model)
+
+    def _forwarded(self, engine: Engine) -> None:
+        image = engine.state.output[Keys.IMAGE]
+        names = getattr(image, "meta", {}).get("filename_or_obj", "the image")
+        refuse_bad_logits(engine.state.output[Keys.PRED], names if isinstance(names, str) else ", ".join(names))

@@ -5,6 +5,9 @@ import logging
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.inferers import SimpleInferer
 from torch import nn
 
 from common.data import Preprocessing
@@ -135,3 +138,20 @@ def test_damaged_weights_are_refused_in_our_words_alone(saved, content, capsys):
     assert last.startswith(f"ValueError: {file} ({file.stat().st_size} bytes): not a readable checkpoint")
     assert last.endswith("Copy it again, pass another, or delete it.")
     assert "weights_only=False" not in shown and "set to `False`" not in shown and "trust" not in shown
+
+
+def test_logits_that_are_not_finite_end_an_inference_before_a_map_is_written(saved):
+    class Overflow(nn.Module):
+        def forward(self, image):
+            return image * float("inf")
+
+    written = []
+    image = MetaTensor(torch.ones(1, 1, 4, 4), meta={"filename_or_obj": ["scan_7.nii.gz"]})
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"), [{"image": image}], Overflow(), inferer=SimpleInferer(), decollate=False,
+        postprocessing=written.append,
+        val_handlers=[WeightsLoader(network(), saved[1], section(network()))],
+    )  # fmt: skip
+    with pytest.raises(FloatingPointError, match="scan_7.nii.gz: expected finite logits .* Switch amp off"):
+        evaluator.run()
+    assert not written
