@@ -169,11 +169,7 @@ class UncertaintyInferer(SliceInferer):
 
 
 class CheckQueryd(MapTransform):
-    """Refuse a query volume that cannot be segmented, and warn of one that does not look like the support.
-
-    Raises:
-        DataError: not a volume of one channel, or voxels that are not finite.
-    """
+    """Warn of a query volume that does not look like the support; what cannot be segmented was refused before."""
 
     def __init__(self, keys: Any, support: Support) -> None:
         super().__init__(keys)
@@ -181,15 +177,8 @@ class CheckQueryd(MapTransform):
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         for key in self.key_iterator(data):
-            image = data[key]
-            name = str(getattr(image, "meta", {}).get("filename_or_obj", "the image"))
-            if image.ndim != 3:
-                raise DataError(
-                    f"{name}: expected a volume of three axes, found {tuple(image.shape)}; pass one channel."
-                )
-            if not bool(torch.isfinite(torch.as_tensor(image)).all()):
-                raise DataError(f"{name}: expected finite values, found NaN or infinite voxels; repair the file.")
-            self._warn_of_other_range(np.asarray(image), name)
+            name = str(getattr(data[key], "meta", {}).get("filename_or_obj", "the image"))
+            self._warn_of_other_range(np.asarray(data[key]), name)
         return data
 
     def _warn_of_other_range(self, image: np.ndarray, name: str) -> None:
