@@ -62,8 +62,8 @@ def refuse_bad_logits(logits: torch.Tensor, case: str) -> None:
     """
     if not torch.isfinite(logits).all():
         raise FloatingPointError(
-            f"{case}: expected finite logits of the network, found NaN or infinite values, of which no label map can be "
-            "made. Switch amp off; if that does not help, the model has diverged: take another checkpoint, or train "
+            f"{case}: expected finite logits of the network, found NaN or infinite values, of which no label map can "
+            "be made. Switch amp off; if that does not help, the model has diverged: take another checkpoint, or train "
             "again with a lower learning_rate."
         )
 

@@ -56,7 +56,9 @@ def test_classes_that_a_label_map_cannot_hold_are_refused(count):
         largest_class(torch.zeros(count, 1, 1))
 
 
-@pytest.mark.parametrize("options", [{"zoom": 0.5}, {"orientation": "SPL"}, {"image_size": [5, 7], "slices": "thickest"}])
+@pytest.mark.parametrize(
+    "options", [{"zoom": 0.5}, {"orientation": "SPL"}, {"image_size": [5, 7], "slices": "thickest"}]
+)
 def test_a_label_map_class_by_class_is_that_of_all_at_once(tmp_path, options):
     rng = np.random.default_rng(0)
     affine = np.diag([-1.0, 2.0, 4.0, 1.0])[[0, 2, 1, 3]]

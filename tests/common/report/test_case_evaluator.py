@@ -62,7 +62,8 @@ def cases():
 
 
 def make_evaluator(validation, test=(), network=None, **options):
-    metric = {"val_dice": MeanDice(include_background=False, num_classes=5, output_transform=from_engine(["pred", "label"]))}
+    shown = from_engine(["pred", "label"])
+    metric = {"val_dice": MeanDice(include_background=False, num_classes=5, output_transform=shown)}
     network = Levels() if network is None else network
     data = DataLoader(validation, collate_fn=lambda batch: batch[0])
     options = {"labels": LABELS, "inferer": SimpleInferer(), "cleanup": ["largest"]} | options
