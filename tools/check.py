@@ -45,7 +45,8 @@ def check(
     unknown = [key for key in overrides or {} if key.split("::")[0] not in settings.config]
     if unknown:
         raise SystemExit(f"expected keys of {', '.join(files)}, found {', '.join(unknown)}")
-    settings.update({**(overrides or {}), "dataset_dir": str(dataset_dir)})
+    settings.update(dict(overrides or {}))
+    settings["dataset_dir"] = Path(dataset_dir)  # no text: MONAI runs a text that begins with $, and follows @ and %
     try:
         dataset = read_dataset(dataset_dir)
         facts = settings.get_parsed_content("datalist")["facts"]
@@ -64,6 +65,12 @@ def _summary(dataset: Dataset, facts: dict[str, list[CaseFacts]]) -> list[str]:
     lines += [f"  {split:<12}{len(items)} images of {len({one.case for one in items})} cases"
               for split, items in facts.items() if items]
     lines += _domains(dataset, facts)
+    if dataset.folds:
+        sizes = ", ".join(str(len(fold)) for fold in dataset.folds)
+        lines.append(f"  folds       {len(dataset.folds)}, of {sizes} cases")
+    if dataset.test:
+        scored = sum("label" in item for item in dataset.test)
+        lines.append(f"  of test     {scored} of {len(dataset.test)} images have a label")
     lines += [f"  label {i:<6}{name}: in {holding[i]} images" for i, name in sorted(dataset.labels.items())]
     lines.append(f"  shape       {_range([one.shape for one in cases], 'd')}")
     flat = all(is_photograph(one.image) for one in cases)

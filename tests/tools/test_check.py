@@ -50,6 +50,35 @@ def test_summary(bundle, folder, capsys):
         "  spacing     0.5 x 0.5 x 1-3"]
 
 
+@pytest.mark.parametrize("name", [
+    "$__import__('os').mkdir('ran')", "@labelled", "%labelled", "a#b", "a@::b", "two words", "2024_03_01", "1001",
+    "1e3", "None", "[1]", "$", "~"])  # fmt: skip
+def test_the_name_of_a_folder_is_text(bundle, folder, tmp_path, monkeypatch, capsys, name):
+    """Nothing in it is run, followed or read as a number."""
+    monkeypatch.chdir(tmp_path)
+    folder.rename(tmp_path / name)
+    check(bundle, name)
+    assert capsys.readouterr().out.startswith(f"three: no problem found in {tmp_path / name}\n")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_path_with_backslashes_is_told(bundle):
+    assert "dataset_dir: expected a path with /, found C:\\data" in exit_of(bundle, "C:\\data")
+
+
+def test_folds_and_test_lists_are_told(bundle, folder, capsys, caplog):
+    file = folder / "dataset.json"
+    content = json.loads(file.read_text())
+    content["training"][0]["fold"], content["training"][1]["fold"] = 1, 0
+    content["testing"] = [content.pop("validation")[0]]
+    file.write_text(json.dumps(content))
+    check(bundle, str(folder))
+    out = capsys.readouterr().out
+    assert "\n  folds       2, of 1, 1 cases\n  of test     1 of 1 images have a label\n" in out
+    assert f"{file}: `testing` is used as `test`." in caplog.text
+    assert f"{file}: its 2 folds (`folds`, or `fold` of the items) are not read here" in caplog.text
+
+
 def test_domains_are_counted(bundle, folder, capsys):
     file = folder / "dataset.json"
     content = json.loads(file.read_text())

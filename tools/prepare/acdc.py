@@ -29,7 +29,8 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRangePercentiles
 
-from tools.prepare.recipe import Bad, Recipe, Scan, read_nifti
+from common.data.visible import visible
+from tools.prepare.recipe import Bad, Recipe, Scan, nifti, read_nifti
 from tools.prepare.splits import read_list, split_up
 
 __all__ = ["RECIPE", "configure"]
@@ -55,7 +56,7 @@ def find(source: Path, labelled: int = 7, validation: str | None = None,
     """Two scans of each patient, and one line for everything that is missing."""
     problems: list[str] = []
     folders: dict[str, Path] = {}
-    for folder in sorted(source.rglob("patient*")):
+    for folder in visible(source, "**/patient*"):
         if folder.is_dir() and re.fullmatch(r"patient\d{3}", folder.name):
             other = folders.setdefault(folder.name, folder)
             if other != folder:
@@ -104,17 +105,12 @@ def _frames(folder: Path, split: str, problems: list[str]) -> list[Scan]:
             problems.append(f"{info}: expected the frame of {phase}, such as `{phase}: 1`, found none; copy it again")
             continue
         name = f"{folder.name}_frame{int(frames[phase]):02d}"
-        image, label = (_one_of(folder, stem) for stem in (name, f"{name}_gt"))
+        image, label = (nifti(folder, stem) for stem in (name, f"{name}_gt"))
         problems += [f"{file}: expected this file ({phase} in Info.cfg), found none; copy it there"
                      for file in (image, label) if not file.is_file()]
         if image.is_file() and label.is_file():
             scans.append(Scan(name, image, None if split == "unlabeled" else label, split, case=folder.name))
     return scans
-
-
-def _one_of(folder: Path, stem: str) -> Path:
-    plain = folder / f"{stem}.nii"
-    return plain if plain.is_file() else folder / f"{stem}.nii.gz"
 
 
 RECIPE = Recipe(

@@ -32,8 +32,9 @@ from monai.data import MetaTensor
 from monai.transforms import SpatialCrop
 
 from common.data.dataset import DataError
+from common.data.visible import visible
 from tools.prepare.crop import box_around
-from tools.prepare.recipe import Bad, Recipe, Scan, read_nifti
+from tools.prepare.recipe import Bad, Recipe, Scan, nifti, read_nifti
 from tools.prepare.splits import read_list, split_up
 
 __all__ = ["RECIPE", "configure"]
@@ -124,7 +125,7 @@ def doubts(image: np.ndarray, label: np.ndarray | None) -> list[str]:
 def _folders(source: Path, problems: list[str]) -> dict[str, Path]:
     """The folder of each scan by its name; all of one edition, or it is a problem."""
     folders: dict[str, Path] = {}
-    for folder in sorted(source.rglob("BraTS*")):
+    for folder in visible(source, "**/BraTS*"):
         aside = any("validation" in part.lower() for part in folder.relative_to(source).parts)
         if not re.fullmatch(ID, folder.name) or aside or not folder.is_dir():
             continue
@@ -145,11 +146,10 @@ def _pair(folder: Path, modality: str, problems: list[str]) -> tuple[Path, Path]
     """Image and mask of a scan, compressed or not."""
     pair = []
     for end in (modality, "seg"):
-        plain = folder / f"{folder.name}_{end}.nii"
-        pair.append(plain if plain.is_file() else plain.with_suffix(".nii.gz"))
+        pair.append(nifti(folder, f"{folder.name}_{end}"))
         if not pair[-1].is_file():
             # a public copy of 2020 has the mask of one scan under another name
-            found = ", ".join(sorted(file.name for file in folder.glob("*.nii*"))) or "no NIfTI file"
+            found = ", ".join(file.name for file in visible(folder) if ".nii" in file.name.lower()) or "no NIfTI file"
             problems.append(f"{pair[-1]}: expected this file, or without .gz, found {found}; copy or rename it")
     return pair[0], pair[1]
 

@@ -21,6 +21,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, ScaleIntensityRangePercentiles
 from PIL import Image
 
+from common.data.visible import visible
 from tools.prepare.dicom import need_pydicom, read_slice, stack_order
 from tools.prepare.recipe import Bad, Recipe, Scan, class_numbers, onto_grid
 
@@ -35,7 +36,7 @@ def find(source: Path) -> tuple[list[Scan], list[str]]:
     """The labelled T2-SPIR scans, and one line for every folder that lacks its slices or masks."""
     need_pydicom("CHAOS")
     scans, problems = [], []
-    for folder in source.rglob("T2SPIR"):
+    for folder in visible(source, "**/T2SPIR"):
         if "Test_Sets" in folder.parts or not folder.parent.name.isdecimal():
             continue
         missing = [part for part in ("DICOM_anon", "Ground") if not (folder / part).is_dir()]
@@ -84,7 +85,7 @@ def preprocess(image: MetaTensor, label: MetaTensor) -> tuple[MetaTensor, MetaTe
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
     """Files by the number at the end of their name, e.g. IMG-0004-00012.dcm: 12."""
     found = {}
-    for file in folder.iterdir():
+    for file in visible(folder):
         number = re.search(r"(\d+)$", file.stem)
         if file.suffix.lower() == suffix and number:
             found[int(number.group(1))] = file

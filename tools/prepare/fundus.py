@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from common.data.check import DAMAGED, read_volume
 from common.data.photograph import misfit
+from common.data.visible import visible
 from tools.prepare.recipe import Bad, Recipe, Scan
 
 __all__ = ["RECIPE"]
@@ -42,7 +43,7 @@ def find(source: Path) -> tuple[list[Scan], list[str]]:
     """The photographs with their masks, and one line for every file without its partner and every missing folder."""
     scans: dict[str, Scan] = {}
     problems: list[str] = []
-    folders = [folder for folder in sorted(source.rglob("Domain?")) if folder.name in DOMAINS and folder.is_dir()]
+    folders = [folder for folder in visible(source, "**/Domain?") if folder.name in DOMAINS and folder.is_dir()]
     for part, split in SPLITS.items():
         for folder in folders:
             rois = folder / part / "ROIs"
@@ -106,7 +107,7 @@ def doubts(image: np.ndarray, label: np.ndarray) -> list[str]:
 
 
 def _pairs(rois: Path, domain: str, split: str, problems: list[str]) -> list[Scan]:
-    images, masks = ({file.name: file for file in (rois / kind).glob("[!.]*") if file.suffix.lower() == ".png"}
+    images, masks = ({file.name: file for file in visible(rois / kind) if file.suffix.lower() == ".png"}
                      for kind in ("image", "mask"))
     for ours, theirs, kind in ((images, masks, "mask"), (masks, images, "image")):
         problems += [f"{ours[name]}: expected {name} in {rois / kind}, found none; copy it again"

@@ -33,6 +33,7 @@ from monai.data import NrrdReader
 from monai.utils import optional_import
 
 from common.data.dataset import DataError
+from common.data.visible import visible
 from tools.prepare.crop import box_around, check_crop
 from tools.prepare.recipe import Bad, Recipe, Scan, class_numbers, together
 from tools.prepare.splits import read_list, split_up
@@ -132,7 +133,7 @@ def _pairs(source: Path, problems: list[str]) -> dict[str, tuple[Path, Path]]:
     """Image and mask by id, the name of their folder; in HDF5 they are one file."""
     pairs: dict[str, tuple[Path, Path]] = {}
     for kind, partner in FILES.items():
-        for folder in sorted({file.parent for name in (kind, partner) for file in source.rglob(name)}):
+        for folder in sorted({file.parent for name in (kind, partner) for file in visible(source, f"**/{name}")}):
             if "Testing Set" in folder.relative_to(source).parts:
                 continue
             pair = folder / kind, folder / partner

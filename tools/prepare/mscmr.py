@@ -22,6 +22,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRangePercentiles
 
+from common.data.visible import visible
 from tools.prepare.recipe import Bad, Recipe, Scan, onto_grid, read_nifti
 
 __all__ = ["RECIPE"]
@@ -59,7 +60,7 @@ def preprocess(image: MetaTensor, label: MetaTensor) -> tuple[MetaTensor, MetaTe
 
 
 def _by_number(source: Path, pattern: str) -> dict[int, Path]:
-    matches = ((re.fullmatch(pattern, file.name), file) for file in source.rglob("patient*_C0*"))
+    matches = ((re.fullmatch(pattern, file.name, re.IGNORECASE), file) for file in visible(source, "**/patient*"))
     return {int(match.group(1)): file for match, file in matches if match}
 
 

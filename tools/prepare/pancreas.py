@@ -31,6 +31,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Orientation, ScaleIntensityRange, SpatialCrop
 
+from common.data.visible import visible
 from tools.prepare.crop import box_around, check_crop
 from tools.prepare.dicom import need_pydicom, read_slice, stack_order
 from tools.prepare.recipe import Bad, Recipe, Scan, class_numbers, load_nifti, onto_grid, together
@@ -140,7 +141,7 @@ def doubts(image: np.ndarray, label: np.ndarray | None) -> list[str]:
 
 def _series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (column, row, slice) and affine of the one series below a folder."""
-    files = sorted(folder.rglob("*.dcm"))
+    files = _slices(folder)
     places = sorted({str(file.parent) for file in files})
     if len(places) > 1:
         raise Bad([f"{folder}: expected one series of DICOM slices, found {' and '.join(places)}; remove all but one"])
@@ -156,12 +157,16 @@ def _series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([slices[i][0].T for i in order], axis=-1).astype(np.float32), affine
 
 
+def _slices(folder: Path) -> list[Path]:
+    return [file for file in visible(folder, "**/*") if file.suffix.lower() == ".dcm"]
+
+
 def _by_number(source: Path, pattern: str, problems: list[str]) -> dict[str, Path]:
     """Files, and folders with DICOM slices in them, by the number in their name."""
     found: dict[str, Path] = {}
-    for path in sorted(source.rglob("*")):
+    for path in visible(source, "**/*"):
         match = re.fullmatch(pattern, path.name, re.IGNORECASE)
-        if match and path.is_dir() and not any(path.rglob("*.dcm")):
+        if match and path.is_dir() and not _slices(path):
             continue
         if match and found.setdefault(match.group(1), path) != path:
             problems.append(f"{path}: expected once, found {found[match.group(1)]} too; remove one of them")

@@ -22,6 +22,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRangePercentiles
 
+from common.data.visible import visible
 from tools.prepare.recipe import Bad, Recipe, Scan, read_nifti
 
 __all__ = ["RECIPE"]
@@ -35,7 +36,7 @@ def find(source: Path) -> tuple[list[Scan], list[str]]:
     """The scans of all sites, and one line for every file without its partner or there twice."""
     scans: list[Scan] = []
     problems: list[str] = []
-    everything = [folder for folder in sorted(source.rglob("*")) if folder.is_dir()]
+    everything = [folder for folder in visible(source, "**/*") if folder.is_dir()]
     for site in SITES:
         folders = [folder for folder in everything if folder.name.upper() == site]
         images, masks = (_by_number(folders, rf"case(\d+){end}\.nii(\.gz)?", problems) for end in ("", "_segmentation"))
@@ -70,7 +71,7 @@ def doubts(image: np.ndarray, label: np.ndarray) -> list[str]:
 
 def _by_number(folders: list[Path], pattern: str, problems: list[str]) -> dict[int, Path]:
     found: dict[int, Path] = {}
-    for file in (file for folder in folders for file in sorted(folder.iterdir())):
+    for file in (file for folder in folders for file in visible(folder)):
         match = re.fullmatch(pattern, file.name, re.IGNORECASE)
         if match and found.setdefault(int(match.group(1)), file) != file:
             problems.append(f"{file}: expected once, found {found[int(match.group(1))]} too; remove one of them")

@@ -214,6 +214,15 @@ def read_nifti(scan: Scan, values: dict[int, int]) -> tuple[np.ndarray, Any, np.
     return image, class_numbers(label, values, scan.label), affine
 
 
+def nifti(folder: Path, stem: str) -> Path:
+    """The NIfTI file of a name in a folder, compressed or not, in whatever case its suffix is; ``.nii.gz`` without any.
+
+    A name that is there twice is that of the file that is not compressed.
+    """
+    files = {file.name[len(stem) :].lower(): file for file in folder.glob(f"{stem}.*")}
+    return files.get(".nii") or files.get(".nii.gz") or folder / f"{stem}.nii.gz"
+
+
 def together(load: Callable[[Path], tuple], files: Sequence[Path | None]) -> list[tuple]:
     """Load several files, ``(None, None)`` for None; one :class:`Bad` for all that cannot be loaded."""
     loaded, lines = [], []

@@ -21,6 +21,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCrop, Orientation, ScaleIntensityRange
 
+from common.data.visible import visible
 from tools.prepare.recipe import Bad, Recipe, Scan, onto_grid, read_nifti
 
 __all__ = ["RECIPE"]
@@ -63,7 +64,8 @@ def preprocess(image: MetaTensor, label: MetaTensor) -> tuple[MetaTensor, MetaTe
 
 def _by_number(source: Path, kind: str) -> dict[int, Path]:
     """The training files of a kind by number; those of the test scans lie beside them in a folder Testing."""
-    matches = ((re.fullmatch(kind + r"(\d+)\.nii(\.gz)?", file.name), file) for file in source.rglob(f"{kind}*.nii*"))
+    pattern = re.compile(kind + r"(\d+)\.nii(\.gz)?", re.IGNORECASE)
+    matches = ((pattern.fullmatch(file.name), file) for file in visible(source, f"**/{kind}*"))
     return {int(match.group(1)): file for match, file in matches if match and "Testing" not in file.parts}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from common.data.dataset import DataError, read_dataset
 from tools.prepare import RECIPES, prepare
-from tools.prepare.recipe import Bad, Recipe, Scan, five_blocks, load_nifti, run
+from tools.prepare.recipe import Bad, Recipe, Scan, five_blocks, load_nifti, nifti, run
 
 
 def toy(scans, counts, read=None, doubts=None):
@@ -153,3 +153,12 @@ def test_what_looks_unusual_is_warned_of_once_and_kept(tmp_path):
         f"unusual data in {tmp_path}, used as it is:", "  a1, a1.png: the value 1; look at it",
         "  c3, c3.png: the value 3; look at it"]
     assert not caught.list and len(read_dataset(tmp_path / "out").training) == 2
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    (["a.nii.gz"], "a.nii.gz"), (["a.NII.GZ", "a_gt.nii.gz"], "a.NII.GZ"), (["a.Nii", "a.nii.gz"], "a.Nii"),
+    (["._a.nii.gz"], "a.nii.gz")])  # fmt: skip
+def test_a_file_in_whatever_case_its_suffix_is(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).touch()
+    assert nifti(tmp_path, "a") == tmp_path / expected
