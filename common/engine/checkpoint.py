@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from common.data.temporary import temporary_path
+from common.data.temporary import replaced
 
 # What `torch.load(weights_only=True)` reads back without asking; compared by exact type, subclasses are refused there.
 _PLAIN = (torch.Tensor, nn.Parameter, str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
@@ -38,18 +38,16 @@ def save_atomic(state: Any, path: str | Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a temporary file in the folder of ``path``, which then takes the final name."""
+    """Let ``write`` fill a temporary file in the folder of ``path``, which then takes the final name.
+
+    Raises:
+        OSError: see :func:`.writing`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replaced(path) as part, open(part, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
     _sync_folder(path.parent)
 
 

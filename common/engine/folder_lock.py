@@ -21,8 +21,9 @@ class FolderLock:
     """Holds a folder for as long as this object lives, at most as long as the process.
 
     The lock is ``flock`` on the folder itself: a killed run leaves nothing behind, and no file appears beside the
-    results. A second lock of the same process takes the place of the first, whose run is over. Where the file system
-    knows no such locks, runs are not kept apart and the log says so.
+    results; processes that the run forks do not hold it. A second lock of the same process takes the place of the
+    first, whose run is over. Where the file system knows no such locks, runs are not kept apart, the log says so and
+    ``locked`` is False.
 
     Raises:
         OSError: another living process holds the folder.
@@ -32,6 +33,7 @@ class FolderLock:
         self.folder = folder.resolve()
         if (before := _HELD.get(str(self.folder))) is not None:
             before.release()
+        self.locked = True
         self._handle = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,6 +45,7 @@ class FolderLock:
                 "that has ended, or give this run folders of its own (--ckpt_dir, --output_dir)."
             ) from None
         except OSError as error:
+            self.locked = False
             logger.warning("%s: cannot be locked (%s); do not start a second run in it.", folder, error.strerror)
         _HELD[str(self.folder)] = self
 
@@ -59,6 +62,16 @@ class FolderLock:
 
 
 _HELD: WeakValueDictionary[str, FolderLock] = WeakValueDictionary()
+
+
+def _release_all() -> None:
+    """In a forked process: the workers of a killed run, which live on for seconds, must not keep its folders."""
+    for lock in list(_HELD.values()):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)
 
 
 def lock_folders(folders: Iterable[Path]) -> list[FolderLock]:

@@ -34,6 +34,7 @@ def start(folders: Sequence[str]) -> list[FolderLock]:
     refuse_unknown_keys()
     checked = [check_output_dir(folder) for folder in folders]
     locks = lock_folders(checked)
-    for folder in checked:
-        remove_leftovers(folder)
+    for lock in locks:
+        if lock.locked:  # else a living run of another computer may be writing there
+            remove_leftovers(lock.folder)
     return locks

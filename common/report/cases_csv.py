@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.temporary import temporary_path
+from common.data.temporary import replaced
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # a text that spreadsheets would calculate
 _MARK = "'"  # before it: they show what follows as text
@@ -23,14 +22,12 @@ def write_cases_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     # half a character, as in file names of another encoding, is written as its number
-    with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with replaced(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    os.replace(temporary, path)
 
 
 def read_cases_csv(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -13,6 +13,7 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from tqdm import tqdm
 
+from common.data.temporary import replaced
 from common.engine import ModelRecord, describe_selection, load_model, use_bfloat16
 
 from .cases import check_distance_unit, format_table, summarise
@@ -45,7 +46,8 @@ class Pictures:
     def add(self, file: Path) -> None:
         """A picture that was drawn."""
         self.drawn.append(file.name)
-        (self.folder / PICTURES).write_text(json.dumps(self.drawn))
+        with replaced(self.folder / PICTURES) as part:
+            part.write_text(json.dumps(self.drawn))
 
     def wanted(self) -> bool:
         """Whether to draw one more; it is counted."""
@@ -111,7 +113,8 @@ class ReportEvaluator(SupervisedEvaluator):
         write_cases_csv([*rows, *self.rows_of_the_run(pictures, folder)], folder / "cases.csv")
         blocks = [format_table(summarise(rows, by=self.by))] if rows else ["Nothing was scored."]
         text = "\n\n".join([*blocks, *self.statements(rows, record)])
-        (folder / "summary.md").write_text(f"{text}\n")
+        with replaced(folder / "summary.md") as part:
+            part.write_text(f"{text}\n", encoding="utf-8")
         logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "*.png")
         return rows
 

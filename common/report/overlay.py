@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_fill_holes
 
+from common.data.temporary import writing
+
 from .plain_text import in_picture, plain_text
 
 _TRUTH, _PREDICTION = "#33dd55", "#ff3399"  # one structure: a colour for each role
@@ -67,7 +69,8 @@ def save_overlay(
     headline = _headline(title, dice).replace("$", r"\$")
     figure.suptitle(headline, color="white", fontsize=12, fontweight="bold", wrap=True, parse_math=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
+    with writing(Path(path)):
+        figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
 
 def save_case_overlay(

@@ -10,6 +10,7 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.data.temporary import writing
 from common.report.plain_text import in_picture, plain_text
 
 from .table import Table
@@ -53,9 +54,10 @@ def save_picture(tables: Sequence[Table], path: str | Path) -> None:
             highest = max((tip for tip in tips if math.isfinite(tip)), default=1)
             axis.set_ylim(0, 1.05 * highest or 1)  # room for half a marker
     shown = [name for name in names if name in drawn]
-    markers, texts = [drawn[name] for name in shown], [in_picture(name) for name in shown]
+    markers, texts = [drawn[name] for name in shown], [_short(name) for name in shown]
     figure.legend(markers, texts, loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(path, dpi=130)
+    with writing(path):
+        figure.savefig(path, dpi=130)
 
 
 def _save_rows(tables: Sequence[Table], names: Sequence[str], path: str | Path) -> None:
@@ -76,19 +78,20 @@ def _save_rows(tables: Sequence[Table], names: Sequence[str], path: str | Path) 
             drawn.append(axis.errorbar(
                 means, range(len(names)), xerr=[0 if spread != spread else spread for spread in spreads],
                 linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
-                markersize=5.5, elinewidth=1.2, label=in_picture(table.columns[number]),
+                markersize=5.5, elinewidth=1.2, label=_short(table.columns[number]),
             ))  # fmt: skip
         axis.set_xlabel(_label(table))
-        axis.set_title(in_picture(table.name))
+        axis.set_title(_short(table.name))
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         ncols = 1 if stacked else len(table.columns)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": ncols}
-        axis.legend(drawn, map(in_picture, table.columns), frameon=False, **place)
-    axes[0].set_yticks(range(len(names)), [in_picture(name) for name in names])
+        axis.legend(drawn, map(_short, table.columns), frameon=False, **place)
+    axes[0].set_yticks(range(len(names)), [_short(name) for name in names])
     axes[0].invert_yaxis()
-    figure.savefig(path, dpi=130)
+    with writing(path):
+        figure.savefig(path, dpi=130)
 
 
 def panels_across(tables: Sequence[Table]) -> int:
@@ -116,14 +119,18 @@ def _panel(axis: Axes, table: Table, names: Sequence[str]) -> dict:
             [place + shift for place in range(len(means))], means,
             [0 if spread != spread else spread for spread in spreads],  # nan: one seed, or the floor
             linestyle="none", marker=_SHAPES[number % len(_SHAPES)], color=_COLOURS[number % len(_COLOURS)],
-            markersize=7 if number == 0 else 5.5, elinewidth=1.2, label=in_picture(name),
+            markersize=7 if number == 0 else 5.5, elinewidth=1.2, label=_short(name),
         )  # fmt: skip
-    columns = [fill(in_picture(column), 12, break_long_words=False) for column in table.columns]
+    columns = [fill(_short(column), 12, break_long_words=False) for column in table.columns]
     axis.set_xticks(range(len(columns)), columns)
     axis.set_xlim(-0.5, len(table.columns) - 0.5)
-    axis.set_title(in_picture(table.name))
+    axis.set_title(_short(table.name))
     axis.axvline(len(table.columns) - 1.5, color="0.8", linewidth=0.8)  # before the mean
     axis.grid(axis="y", color="0.9")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     return drawn
+
+
+def _short(name: str) -> str:
+    return in_picture(name, longest=36)

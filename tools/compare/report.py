@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from common.data.temporary import replaced
 from common.report import read_cases_csv, write_cases_csv
 from common.report.markdown import plain
 from common.report.plain_text import one_line
@@ -46,7 +47,8 @@ def report(runs: Sequence[Run], settings: dict[str, Any], folder: Path, end: str
     notes += minutes([run for run in runs if points[point_name(run.point)]])
     save_picture(tables, folder / "table.png")
     text = "\n\n".join([format_tables(tables, next(iter(settings["variants"]))), *notes, end])
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    with replaced(folder / "table.md") as part:
+        part.write_text(text + "\n", encoding="utf-8")
     return text
 
 

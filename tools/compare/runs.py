@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from common.data.temporary import replaced
 from common.engine import root_cause
 
 from .plan import Run
@@ -103,9 +104,8 @@ def claim_folders(runs: Sequence[Run]) -> None:
 
 def _write(file: Path, text: str) -> None:
     """At once: a comparison that is killed leaves no half of it."""
-    part = file.with_name(f"{file.name}.tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    with replaced(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def effective_config(run: Run) -> dict[str, Any]:

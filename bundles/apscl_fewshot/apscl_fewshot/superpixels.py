@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from skimage.segmentation import felzenszwalb
 from tqdm import tqdm
 
 from common.data import DataError
-from common.data.temporary import remove_leftovers, temporary_path
+from common.data.temporary import remove_leftovers, replaced
 from common.engine import check_output_dir
 
 
@@ -83,10 +82,8 @@ class Superpixels:
             return np.load(file, allow_pickle=False)
         regions = np.stack([self._slice_regions(image) for image in volume]).astype(np.uint16)
         if file is not None:
-            part = temporary_path(file)
-            with part.open("wb") as stream:
+            with replaced(file) as part, part.open("wb") as stream:
                 np.save(stream, regions, allow_pickle=False)
-            os.replace(part, file)
         return regions
 
     def _slice_regions(self, image: np.ndarray) -> np.ndarray:

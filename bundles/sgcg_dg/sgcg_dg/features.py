@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import nn
 
+from common.data.temporary import writing
 from common.losses import ClassStatistics
 from common.report.plain_text import in_picture, plain_text
 
@@ -90,4 +91,5 @@ def save_tsne(
     left.set_title("pixel features by class")
     right.set_title("the same by domain")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with writing(Path(path)):
+        figure.savefig(path, dpi=110)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.transforms import Compose, Invertd
 
-from common.data import Preprocessing, SaveMapd
+from common.data import DataError, Preprocessing, SaveMapd
 
 AFFINE = np.array([[0, -1.5, 0, 3], [2, 0, 0, -4], [0, 0, 3, 5], [0, 0, 0, 1.0]])
 
@@ -48,7 +48,7 @@ def test_a_map_of_another_shape_is_refused(tmp_path):
     write(tmp_path / "scan.nii.gz", (6, 5, 4), 1, 1, "mm")
     item = Preprocessing(orientation=None).inference()({"image": str(tmp_path / "scan.nii.gz")})
     item["pred"] = item["image"][:, :3]
-    with pytest.raises(RuntimeError, match=r"expected a map of the scan's shape \(6, 5, 4\), found \(3, 5, 4\)"):
+    with pytest.raises(DataError, match=r"expected a map of the scan's shape \(6, 5, 4\), found \(3, 5, 4\)"):
         SaveMapd("pred", str(tmp_path))(item)
     assert {file.name for file in tmp_path.iterdir()} == {"scan.nii.gz"}
 

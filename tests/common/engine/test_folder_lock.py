@@ -88,3 +88,19 @@ def test_programs_that_a_run_starts_do_not_keep_the_folder(tmp_path):
     assert lock_folders([tmp_path])
     child.communicate(b"\n")
     assert os.path.isdir(tmp_path)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_forked_workers_of_a_run_that_is_over_do_not_keep_the_folder(tmp_path):
+    held = lock_folders([tmp_path])
+    worker = multiprocessing.get_context("fork").Process(target=signal.pause)
+    worker.start()
+    try:
+        assert worker.is_alive()
+        del held
+        gc.collect()
+        arguments = [sys.executable, "-c", TRY, str(tmp_path)]
+        assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+    finally:
+        worker.kill()
+        worker.join()
