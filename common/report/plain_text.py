@@ -9,7 +9,6 @@ from unicodedata import category
 
 from matplotlib import rc_context
 
-LONGEST = 80  # characters in a picture
 _TURNS = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}  # the direction of all that follows
 _UNPRINTABLE = {"Cc", "Cs"}  # control characters, and halves of a character
 
@@ -22,10 +21,10 @@ def one_line(name: str) -> str:
     )
 
 
-def in_picture(name: str) -> str:
-    """One line, cut where it would not fit."""
+def in_picture(name: str, longest: int = 80) -> str:
+    """One line, cut where it would not fit: after so many letters."""
     line = one_line(name)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 @contextmanager

@@ -107,3 +107,18 @@ def test_long_column_names_leave_the_rows_their_width(tmp_path, kept):
     tables = [table_of("", f"measure {i}", lines, columns) for i in range(4)]
     save_picture(tables, tmp_path / "table.png")
     assert all(axis.get_position().width > 0.25 for axis in kept[0].axes)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variants", [2, 9])
+@pytest.mark.parametrize(
+    "name", ["$x^{$", "$a$", "_hidden", "two\nlines", "nul\0", "\u202eevil", "\U0001f600 כבד", "x" * 300], ids=ascii
+)
+def test_names_are_text(tmp_path, kept, variants, name):
+    """No formula, and no warning of letters that the font lacks; side by side, and in rows."""
+    lines = {name: [(50, 1), (25, 1)]} | {f"v{i}": [(10, 1), (20, 1)] for i in range(variants)}
+    save_picture([table_of(name, lines=lines, columns=(name, "mean"))], tmp_path / "table.png")
+    shown = name.replace("\n", " ").replace("\0", "\ufffd").replace("\u202e", "\ufffd")
+    assert kept[0].axes[0].get_title()[:30] == shown[:30]
+    legends = [*kept[0].legends, *(axis.get_legend() for axis in kept[0].axes if axis.get_legend())]
+    assert shown[:30] in [text.get_text()[:30] for legend in legends for text in legend.get_texts()]
