@@ -69,6 +69,8 @@ def two_processes(monkeypatch):
         finally:
             for process in processes:
                 process.kill()
+        written = [*Path(options["output_dir"]).glob("events.out.tfevents*")]
+        assert len(written) == 1, written  # the first process writes the curves
         return [load_checkpoint(folder / f"{rank}.pt") for rank in range(2)]
 
     return train
