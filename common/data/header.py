@@ -40,5 +40,6 @@ def doubted(scan: nib.Nifti1Image) -> Iterator[tuple[str, str, str]]:
 
 
 def _corners(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    places = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in shape[:3]], indexing="ij"), axis=-1).reshape(-1, 3)
+    lengths = (*shape, 1, 1)[:3]  # a file may have fewer axes
+    places = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in lengths], indexing="ij"), axis=-1).reshape(-1, 3)
     return nib.affines.apply_affine(affine, places)

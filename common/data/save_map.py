@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter, PILWriter
+from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImaged
 from monai.utils import get_equivalent_dtype
 
@@ -91,6 +92,7 @@ class SaveMapd(SaveImaged):
             output_dtype=get_equivalent_dtype(dtype, np.ndarray), resample=False,
             squeeze_end_dims=suffix == ".png", separate_folder=False,
             writer=PhotographWriter if suffix == ".png" else ScanGridWriter,
+            output_name_formatter=_lower_suffix,
         )  # fmt: skip
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

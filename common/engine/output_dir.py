@@ -16,10 +16,13 @@ def check_output_dir(path: str | Path) -> Path:
         the folder's absolute path.
 
     Raises:
-        ValueError: see :func:`.as_path`.
+        ValueError: see :func:`.as_path`; there is a ``#`` in the path, which MONAI's configs hand on as ``::``.
         OSError: the path is a file, lies below one, or nothing can be written there.
     """
     folder = as_path(path, "the folder to write into").absolute()
+    if "::" in str(path):  # other parts of the run would take the path with `::`
+        raise ValueError(f"{folder}: expected a folder to write into without # or ::, which configs read as one; "
+                         "choose another folder.")  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder, prefix=f".{os.getpid()}-", suffix=".part") as probe:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from monai.bundle import ConfigParser, run
+import torch
+from monai.bundle import ComponentLocator, ConfigParser, config_parser, run
 from monai.utils import set_determinism
 from PIL import Image
 
 from common.data.write import Case, write_dataset
 from common.engine import load_checkpoint, save_atomic, write_model_record
+from tools.check import check
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 LABELS = {1: "wall", 2: "cavity"}
@@ -249,3 +251,86 @@ def tiny_bundle(tmp_path_factory):
 def bundle(request, tiny_bundle):
     """Each in turn; the folder of a bundle's own tests has its own."""
     return tiny_bundle(request.param)
+
+
+class Doors:
+    """The ways into a bundle, in this process: a training up to its first batch or step, the check, an inference.
+
+    Args:
+        name: of the bundle.
+        folder: for a model with first weights.
+        data: a data set of scans.
+    """
+
+    FILES = {"sgcg_dg": ("train", "volume")}
+    SIZES = {
+        "apscl_fewshot": {"image_size": [32, 32], "network_def::encoder::feat_dim": 8,
+                          "network_def::encoder::width": 8, "train::dataset::min_fg": 1},
+        "sgcg_dg": {"image_size": [32, 32], "network_def::width": 4, "batch_size": 4},
+        "transmedseg_ssl": {"patch_size": [16, 16], "network_def::width": 4},
+        "diffcl_ssl": {"patch_size": [16, 16, 16], "network_def::width": 4, "network_def::d_state": 2},
+    }  # fmt: skip
+    TINY = {"iterations_per_epoch": 1, "max_epochs": 1, "val_interval": 9, "batch_size": 2, "pictures": 0,
+            "distances": False, "device": "cpu"}  # fmt: skip
+
+    def __init__(self, name, folder, data):
+        self.name, self.folder, self.data = name, folder, data
+        self.models = self.save_model(folder / "models", data)
+
+    def config(self, *names):
+        return [str(BUNDLES / self.name / "configs" / f"{name}.json") for name in names]
+
+    def training(self, data, **overrides):
+        """The parser of a training, to take parts from; nothing is written."""
+        parser = ConfigParser(ConfigParser.load_config_files(self.config(*self.FILES.get(self.name, ("train",)))))
+        places = {"dataset_dir": data, "ckpt_dir": str(self.folder / "no"), "output_dir": str(self.folder / "no")}
+        parser.update(self.TINY | self.SIZES[self.name] | {k: str(v) for k, v in places.items()} | overrides)
+        return parser
+
+    def first_batch(self, data, **overrides):
+        return next(iter(self.training(data, **overrides).get_parsed_content("train::dataloader")))
+
+    def check(self, data, **overrides):
+        check(self.name, str(data), self.config(*self.FILES.get(self.name, ("train",))),
+              self.SIZES[self.name] | overrides)  # fmt: skip
+
+    def save_model(self, folder, data, **overrides):
+        """A model as a training of this data set leaves it, with first weights."""
+        torch.manual_seed(0)
+        model = self.training(data, **overrides).get_parsed_content("model")
+        save_atomic(model["network"].state_dict(), folder / "model.pt")
+        write_model_record(folder / "model.pt", model, "last")
+        return folder
+
+    def infer(self, images, output, models=None, **overrides):
+        """The label maps of an inference; the supports of a few-shot model are the data set's."""
+        parser = ConfigParser(ConfigParser.load_config_files(self.config("inference")))
+        support = {"support_dir": str(self.data)} if self.name == "apscl_fewshot" else {}
+        parser.update({"images": images, "ckpt_dir": str(models or self.models), "output_dir": str(output),
+                       "device": "cpu", "overlay": False} | support | overrides)  # fmt: skip
+        parser.get_parsed_content("evaluator").run()
+        return sorted(Path(output).glob("*_seg.nii.gz"))
+
+    def run(self, *names, data, output, **overrides):
+        """A whole run, as by ``python -m monai.bundle run``, from what its first steps look at."""
+        places = {"dataset_dir": str(data), "ckpt_dir": str(self.models), "output_dir": str(output)}
+        run(config_file=self.config(*names), **places | overrides)
+
+
+@pytest.fixture(scope="session")
+def six_scans(tmp_path_factory):
+    """Two labelled scans of each of three domains, and an unlabelled one: what all four bundles train on."""
+    affine = np.diag([-1.5, -1.5, 4.0, 1.0])
+    scans = {name: draw_nested(name, (20, 18, 10), 3) for name in ("a1", "a2", "b1", "b2", "c1", "c2", "u1")}
+    labelled = [Case(name, *scans[name], affine, domain=name[0]) for name in scans if name != "u1"]
+    return write_dataset(tmp_path_factory.mktemp("six") / "set", "six", {"0": "MRI"}, LABELS, training=labelled,
+                         unlabeled=[Case("u1", scans["u1"][0], None, affine)])  # fmt: skip
+
+
+@pytest.fixture(scope="session", params=Doors.SIZES)
+def doors(request, tmp_path_factory, six_scans):
+    """Each bundle in turn; MONAI's table of its classes, which each parser makes anew, is made once."""
+    table = ComponentLocator()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_parser, "ComponentLocator", lambda *_, **__: table)
+        yield Doors(request.param, tmp_path_factory.mktemp(request.param), six_scans)
