@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -229,3 +230,28 @@ def test_slices_are_a_stack():
     volume = torch.arange(2 * 3 * 4).view(1, 2, 3, 4)
     stack = slices(volume)
     assert stack.shape == (4, 1, 2, 3) and torch.equal(stack[2, 0], volume[0, :, :, 2]) and stack.is_contiguous()
+
+
+def test_folds_of_the_items(folder, tmp_path):
+    """As MONAI's Auto3DSeg writes them."""
+    training = [{"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz", "fold": i % 2}
+                for i, case in enumerate(CASES)]  # fmt: skip
+    index = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").rename(tmp_path / "kept.json")
+    try:
+        (folder / "dataset.json").write_text(json.dumps(index | {"training": training}))
+        assert names(read(folder, fold=1)["validation"]) == CASES[1::2]
+    finally:
+        (tmp_path / "kept.json").replace(folder / "dataset.json")
+
+
+def test_a_scan_that_both_trains_and_is_segmented(folder, tmp_path):
+    """Without folds in dataset.json, both are of `training`."""
+    training = json.loads((folder / "dataset.json").read_text())["training"]
+    copy = str(shutil.copy(folder / training[0]["image"], tmp_path / "zz.nii.gz"))
+    for item in training:
+        item |= {key: str(folder / item[key]) for key in ("image", "label")}
+    training[8]["image"] = copy
+    training[8].pop("case", None)
+    with pytest.raises(DataError, match="in one split only, found the same voxels in zz"):
+        read(change(folder, tmp_path, training=training))

@@ -1,6 +1,7 @@
 """Which cases train, validate and test, and everything that read_datalist refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,56 @@ def test_one_hospital_alone(folder, tmp_path):
     with pytest.raises(DataError, match=f"{text}single_source to train on one$"):
         read(changed, target_domain="none")
     assert read(changed, single_source=True, target_domain="none")["domains"] == ["a"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_the_target_may_have_no_training_image(folder, tmp_path, split):
+    def move(index):
+        index.setdefault("test", [])
+        own = [item for item in index["training"] if item["domain"] == "d"]
+        index["training"] = [item for item in index["training"] if item["domain"] != "d"]
+        index[split] += own
+
+    found = read(change(folder, tmp_path, move), target_domain="d")
+    assert found["domains"] == ["a", "b", "c"] and names(found["test"]) == numbered("d", 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("none", "none"), ("null", "null"), ("true", "true"), ("True", True), ("1", 1), ("1e3", 1e3),
+    ("2024_03_01", 20240301), ("1.50", 1.5), ("$x", "$x"), ("a b", "a b")])  # fmt: skip
+def test_a_domain_is_its_name_whatever_the_command_line_makes_of_it(folder, tmp_path, name, value):
+    def rename(index):
+        for item in index["training"] + index["validation"]:
+            item["domain"] = {"b": name}.get(item["domain"], item["domain"])
+
+    changed = change(folder, tmp_path, rename)
+    found = read(changed, target_domain=value)
+    assert found["target"] == name and found["domains"] == ["a", "c", "d"] and len(found["test"]) == 5
+    assert read(changed, target_domain="a", source_domains=[value, "c"])["domains"] == sorted([name, "c"])
+
+
+def test_a_domain_that_the_command_line_cannot_name(folder, tmp_path):
+    changed = change(folder, tmp_path, lambda index: index["training"][0].update(domain="None"))
+    with pytest.raises(DataError, match="domain None: expected a name that the command line takes"):
+        read(changed)
+
+
+def test_one_patient_or_image_of_two_domains(folder, tmp_path):
+    """A source and the target, both in `training` of dataset.json: by the case, and by the voxels of a copy."""
+
+    def share(index):
+        rows = {domain: [item for item in index["training"] if item["domain"] == domain] for domain in "acd"}
+        rows["a"][0]["case"] = rows["d"][0]["case"] = "p"
+        rows["c"][0]["image"] = str(shutil.copy(rows["d"][1]["image"], tmp_path / "q.png"))
+
+    text = "(?s)2 problems.*p: expected in one split, found in validation and the target d.*the same voxels in q"
+    with pytest.raises(DataError, match=text):
+        read(change(folder, tmp_path, share))
+
+
+def test_folds_are_said_not_to_be_read(folder, tmp_path, caplog):
+    read(change(folder, tmp_path, lambda index: index["training"][0].update(fold=0)))
+    assert "its 1 folds (`folds`, or `fold` of the items) are not read here" in caplog.text
 
 
 def test_masks_that_lack_a_region(tmp_path, write_photos):
