@@ -165,6 +165,9 @@ def _read(file: str) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image | None]:
     if not file.lower().endswith((".nii", ".nii.gz")):
         raise FormatError("a name that is not that of a NIfTI file (.nii, .nii.gz) or of a photograph (.png, .jpg)",
                           "convert the file")
+    ending = file[file.lower().rindex(".nii") :]
+    if ending not in (ending.lower(), ending.upper()):  # the readers look for a file of another name
+        raise FormatError(f"the suffix {ending}, of capital and small letters", f"rename it to {ending.lower()}")
     image = nib.load(file)
     return np.asanyarray(image.dataobj), image.affine, image
 
