@@ -75,6 +75,8 @@ class ZoomByMajorityd(MapTransform):
         for key in self.key_iterator(done):
             label, best, largest = done[key], None, None
             for number in range(self.classes):
+                if number > 0 and not bool((label == number).any()):
+                    continue  # of a hundred structures a scan may show a few
                 share = self.zoom({"mask": (label == number).float()})["mask"]
                 if best is None:
                     best, largest = torch.zeros_like(share), share
