@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
@@ -9,6 +10,7 @@ from common.data import DataError
 
 # how the texts begin that MONAI wraps around an error; they name no cause
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
+_main_process: int | None = None
 
 
 def on_command_line() -> bool:
@@ -30,10 +32,14 @@ def make_errors_readable() -> None:
     The exit code stays 1. In a program that calls MONAI nothing changes.
     """
     if on_command_line():
+        global _main_process
+        _main_process = os.getpid()
         sys.excepthook = _report
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if _main_process not in (None, os.getpid()) and isinstance(error, (ConnectionError, EOFError)):
+        return  # a worker whose process has ended has nothing to tell
     cause = root_cause(error)
     if not isinstance(cause, DataError):
         sys.__excepthook__(kind, error, trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.data.temporary import remove_leftovers
 
@@ -10,7 +11,7 @@ from .folder_lock import FolderLock, lock_folders
 from .output_dir import check_output_dir
 from .overrides import refuse_unknown_keys
 from .readable_errors import make_errors_readable, on_command_line
-from .stopping import stop_readably
+from .stopping import on_stop, stop_readably
 
 
 def start(folders: Sequence[str]) -> list[FolderLock]:
@@ -37,4 +38,16 @@ def start(folders: Sequence[str]) -> list[FolderLock]:
     for lock in locks:
         if lock.locked:  # else a living run of another computer may be writing there
             remove_leftovers(lock.folder)
+    before = _label_maps(checked)
+    on_stop(lambda: _what_is_written(len(_label_maps(checked) - before), checked))
     return locks
+
+
+def _label_maps(folders: Sequence[Path]) -> set[tuple[str, int]]:
+    """Those there are, each with its number on the disk: one that is written again has another."""
+    return {(str(file), file.stat().st_ino) for folder in folders for file in folder.glob("*_seg.*")}
+
+
+def _what_is_written(maps: int, folders: Sequence[Path]) -> str:
+    written = f"{maps} label map{'s are' if maps != 1 else ' is'} written, whole, in {folders[-1]}. " if maps else ""
+    return f"{written}Start again with the same command, which does everything anew."

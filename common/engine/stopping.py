@@ -11,7 +11,6 @@ from threading import Timer
 from types import FrameType
 
 GRACE = 20.0  # seconds in which a stopped command may end by itself
-_DEFAULT = "What is written stays. Start again with the same command."
 _advice: list[Callable[[], str]] = []
 _main_process: int | None = None
 _signal: int | None = None
@@ -57,7 +56,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _say(number: int) -> None:
     if os.getpid() == _main_process and os.environ.get("RANK", "0") == "0":
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        sys.stderr.write(f"\nStopped by {name}. {_advice[0]() if _advice else _DEFAULT}\n")
+        sys.stderr.write(f"\nStopped by {name}. {_advice[0]() if _advice else ''}\n")
         sys.stderr.flush()
 
 

@@ -1,14 +1,25 @@
 """The first entry of a config's `run`: what it does before anything else is built."""
 
 import json
+import os
+import signal
 import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
 from monai.bundle import run
 
-from common.engine import start
-from common.engine.readable_errors import _report
+from common.engine import start, stopping
+from common.engine.readable_errors import _report, make_errors_readable
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """A command line's start takes over the signals of the process, which here is that of all tests."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -62,3 +73,39 @@ def test_on_the_command_line_errors_end_readably_from_then_on(monkeypatch, launc
     assert sys.excepthook is _report
     with pytest.raises(SystemExit, match="unknown override --late_: did you mean --late"):
         launch(late_=1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_worker_says_nothing_of_a_connection_that_the_end_of_the_run_cuts(monkeypatch, capfd):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("monai.bundle.__main__", None))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    make_errors_readable()
+
+    def told(error):
+        worker = os.fork()
+        if worker == 0:
+            sys.excepthook(type(error), error, None)
+            os._exit(0)
+        os.waitpid(worker, 0)
+        return capfd.readouterr().err
+
+    assert told(ConnectionResetError("cut")) == "" and told(EOFError("cut")) == ""
+    assert "ValueError: bad" in told(ValueError("bad"))
+    sys.excepthook(ConnectionResetError, ConnectionResetError("cut"), None)
+    assert "ConnectionResetError: cut" in capfd.readouterr().err
+
+
+def test_what_a_stopped_inference_has_written_is_counted(tmp_path, monkeypatch):
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for name in ("a_seg.nii.gz", "b_seg.nii.gz"):
+        (maps / name).touch()
+    monkeypatch.setattr(stopping, "_advice", [])
+    locks = start([str(maps)])
+    advice = stopping._advice[0]
+    assert locks and advice() == "Start again with the same command, which does everything anew."
+    (maps / "new").touch()
+    os.replace(maps / "new", maps / "b_seg.nii.gz")  # as a map is written
+    assert advice().startswith(f"1 label map is written, whole, in {maps}. Start again")
+    (maps / "c_seg.nii.gz").touch()
+    assert advice().startswith(f"2 label maps are written, whole, in {maps}. Start again")
