@@ -253,6 +253,18 @@ def bundle(request, tiny_bundle):
     return tiny_bundle(request.param)
 
 
+class Bright(torch.nn.Module):
+    """Logits of a bright structure and of another that is nowhere; of the background, where a map has one, zero."""
+
+    def __init__(self, background):
+        super().__init__()
+        self.background = background
+
+    def forward(self, image):
+        bright = image[:, :1] - 0.55
+        return torch.cat([0 * bright, bright, bright - 9] if self.background else [bright, bright - 9], 1)
+
+
 class Doors:
     """The ways into a bundle, in this process: a training up to its first batch or step, the check, an inference.
 
@@ -267,15 +279,17 @@ class Doors:
         "apscl_fewshot": {"image_size": [32, 32], "network_def::encoder::feat_dim": 8,
                           "network_def::encoder::width": 8, "train::dataset::min_fg": 1},
         "sgcg_dg": {"image_size": [32, 32], "network_def::width": 4, "batch_size": 4},
-        "transmedseg_ssl": {"patch_size": [16, 16], "network_def::width": 4},
+        "transmedseg_ssl": {"patch_size": [16, 16], "network_def::width": 8},
         "diffcl_ssl": {"patch_size": [16, 16, 16], "network_def::width": 4, "network_def::d_state": 2},
     }  # fmt: skip
+    ONE_CHANNEL = ("apscl_fewshot",)  # it takes volumes of one channel
     TINY = {"iterations_per_epoch": 1, "max_epochs": 1, "val_interval": 9, "batch_size": 2, "pictures": 0,
             "distances": False, "device": "cpu"}  # fmt: skip
 
     def __init__(self, name, folder, data):
         self.name, self.folder, self.data = name, folder, data
         self.models = self.save_model(folder / "models", data)
+        self.resizes = "image_size" in self.SIZES[name]
 
     def config(self, *names):
         return [str(BUNDLES / self.name / "configs" / f"{name}.json") for name in names]
@@ -289,6 +303,17 @@ class Doors:
 
     def first_batch(self, data, **overrides):
         return next(iter(self.training(data, **overrides).get_parsed_content("train::dataloader")))
+
+    def first_loss(self, data, channels, labels, **overrides):
+        """Of one step, with networks for so many channels and for these labels."""
+        if self.name == "sgcg_dg":
+            overrides |= {"regions": {name: [label] for label, name in labels.items()}, "allow_missing": True}
+        if self.name not in self.ONE_CHANNEL:
+            overrides |= {"preprocessing_def::channels": channels}
+        overrides |= {"train::handlers": []}  # those of reports and files
+        trainer = self.training(data, **overrides).get_parsed_content("train::trainer")
+        trainer.run()
+        return trainer.state.output["loss"].detach()
 
     def check(self, data, **overrides):
         check(self.name, str(data), self.config(*self.FILES.get(self.name, ("train",))),
@@ -311,9 +336,15 @@ class Doors:
         parser.get_parsed_content("evaluator").run()
         return sorted(Path(output).glob("*_seg.nii.gz"))
 
-    def run(self, *names, data, output, **overrides):
-        """A whole run, as by ``python -m monai.bundle run``, from what its first steps look at."""
+    def infer_bright(self, images, output):
+        """The label maps where a voxel belongs to a structure if it is bright, whatever lies around it."""
+        return self.infer(images, output, **{"network": Bright(self.name != "sgcg_dg"), "handlers": [],
+                                             "preprocessing_def::intensity": ["percentiles"]})  # fmt: skip
+
+    def run(self, config, data, output, **overrides):
+        """A whole ``train`` or ``inference``, as by ``python -m monai.bundle run``."""
         places = {"dataset_dir": str(data), "ckpt_dir": str(self.models), "output_dir": str(output)}
+        names = self.FILES.get(self.name, ("train",)) if config == "train" else (config,)
         run(config_file=self.config(*names), **places | overrides)
 
 
