@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
+from types import FrameType
 
 import fire
 from fire.decorators import SetParseFns
@@ -138,8 +140,21 @@ def main() -> None:
     command, wants_help = sys.argv[1:], {"--help", "-h", "help"} & set(sys.argv[1:3])
     if not command or command[0] in wants_help:  # fire's own page for this is hard to read
         print(overview())
-    else:  # behind `--`, because otherwise fire takes a command without its arguments for an error
+        return
+    try:
+        # behind `--`, because otherwise fire takes a command without its arguments for an error
         fire.Fire(Tools, [command[0], "--", "--help"] if wants_help else command, name="tools")
+    except OSError as error:  # a disk, or a file of the user's: the text names it
+        raise SystemExit(str(error)) from None
+    except KeyboardInterrupt as stop:
+        number, *advice = stop.args or [signal.SIGINT]
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        print(f"\nStopped by {name}. {' '.join(advice) or 'Start again with the same command.'}", file=sys.stderr)
+        raise SystemExit(128 + number) from None
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def overview() -> str:
@@ -150,4 +165,6 @@ def overview() -> str:
 
 
 if __name__ == "__main__":  # workers of `compare` import this module again
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, _stop)
     main()

@@ -8,6 +8,7 @@ import numpy as np
 
 from common.data.check import check_cases, read_volume
 from common.data.dataset import DataError, read_dataset
+from common.data.output_dir import check_output_dir
 from common.data.whole_cases import scan_names
 from common.report import save_overlay
 from common.report.file_names import FileNames, file_name
@@ -26,6 +27,7 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
 
     Raises:
         SystemExit: with the text of the error, when there is no such bundle or the data cannot be used.
+        OSError: see :func:`.check_output_dir`.
     """
     home = home_of(bundle)
     if cases < 1:
@@ -40,7 +42,7 @@ def preview(bundle: str, dataset_dir: str | None = None, output: str | None = No
         check_cases([labelled[i] for i in places], dataset.labels, channels=dataset.channels)
     except DataError as error:
         raise SystemExit(str(error)) from error
-    folder = Path(output) if output else home / "eval" / "preview" / file_name(dataset.name)
+    folder = check_output_dir(output or home / "eval" / "preview" / file_name(dataset.name))
     called = FileNames()
     files = [_draw(labelled[i], dataset.labels, folder / f"{called(names[i])}.png") for i in places]
     print(f"{len(files)} of {len(labelled)} labelled cases of {dataset.name}, drawn from {dataset.directory}:")

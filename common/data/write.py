@@ -18,8 +18,9 @@ import numpy as np
 
 from common.data.dataset import SPLITS
 from common.data.items import file_stem
+from common.data.output_dir import check_output_dir
 from common.data.photograph import write_png
-from common.data.temporary import remove_leftovers, temporary_path
+from common.data.temporary import remove_leftovers, temporary_path, writing
 
 __all__ = ["Case", "atomic_folder", "write_dataset"]
 
@@ -64,19 +65,20 @@ def atomic_folder(directory: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileExistsError: ``directory`` exists already and is not an empty folder.
+        OSError: see :func:`.check_output_dir` and :func:`.writing`.
     """
     target = Path(directory).absolute()
     _refuse_occupied(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target.parent)
+    remove_leftovers(check_output_dir(target.parent))
     staging = temporary_path(target)
     staging.mkdir()
     try:
-        yield staging / target.name
-        _refuse_occupied(target)
-        if target.is_dir():
-            target.rmdir()
-        os.rename(staging / target.name, target)
+        with writing(target):
+            yield staging / target.name
+            _refuse_occupied(target)
+            if target.is_dir():
+                target.rmdir()
+            os.rename(staging / target.name, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

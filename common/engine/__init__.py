@@ -6,7 +6,6 @@ from .full_state import FullStateCheckpoint
 from .model_record import ModelRecord, describe_selection, read_model, write_model_record
 from .nan_stop import StopOnNan, refuse_bad_logits, refuse_bad_weights
 from .objective_trainer import ObjectiveTrainer, loss_terms
-from .output_dir import check_output_dir
 from .patch_inferer import PatchInferer
 from .precision import use_bfloat16
 from .progress import ProgressBarHandler
@@ -27,7 +26,6 @@ __all__ = [
     "StopOnNan",
     "TensorBoard",
     "WeightsLoader",
-    "check_output_dir",
     "describe_selection",
     "load_checkpoint",
     "load_model",

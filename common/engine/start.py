@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.data.output_dir import check_output_dir
 from common.data.temporary import remove_leftovers
 
 from .folder_lock import FolderLock, lock_folders
-from .output_dir import check_output_dir
 from .overrides import refuse_unknown_keys
 from .readable_errors import make_errors_readable, on_command_line
 from .stopping import on_stop, stop_readably

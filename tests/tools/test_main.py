@@ -1,11 +1,13 @@
 import importlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tools.__main__ import main
+from tools.__main__ import _stop, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,3 +74,36 @@ def test_compare_takes_axes_and_overrides(called):
     assert axes == {"seeds": (0, 1), "folds": None, "labels": 2, "domains": "rim"}
     assert variants in ("A,B+C", ("A", "B+C"))
     assert overrides == {"max_epochs": 1, "train::flip": False}
+
+
+PREVIEW, SAMPLE = ["preview", "transmedseg_ssl", "--output"], ["sample", "transmedseg_ssl", "--output"]
+
+
+@pytest.mark.parametrize("command", [PREVIEW, SAMPLE])
+@pytest.mark.parametrize("below", ["", "below", "further/below"])
+def test_an_output_that_cannot_be_written_is_known_before_work_starts(monkeypatch, tmp_path, command, below):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["tools", *command, str(tmp_path / "file" / below)])
+    with pytest.raises(SystemExit, match="file") as error:
+        main()
+    assert str(tmp_path / "file") in str(error.value) and "another folder" in str(error.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_command_ends_with_one_line(number, code, monkeypatch, capfd):
+    def be_stopped(*_):
+        os.kill(os.getpid(), number)
+        return input()
+
+    before = signal.signal(number, _stop)
+    try:
+        monkeypatch.setattr("tools.sample.sample", be_stopped)
+        monkeypatch.setattr(sys, "argv", ["tools", "sample", "sgcg_dg"])
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        signal.signal(number, before)
+    name = {143: "SIGTERM", 130: "Ctrl-C"}[code]
+    assert end.value.code == code
+    assert capfd.readouterr().err == f"\nStopped by {name}. Start again with the same command.\n"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from common.data.check import check_dataset
 from common.data.dataset import DataError, Dataset, read_dataset
+from common.data.output_dir import check_output_dir
 from common.report.file_names import file_name
 from common.semi_supervised.data import keep_labels
 from tools.bundles import home_of
@@ -44,6 +45,7 @@ def compare(
         The others are those of ``python -m tools compare --help``.
 
     Raises:
+        OSError: see :func:`.check_output_dir`.
         SystemExit: with the text of the error, when nothing can be run; with code 1, when a run has failed.
     """
     home = home_of(bundle)
@@ -64,6 +66,7 @@ def compare(
     folder = folder.absolute()
     shared = settings["overrides"] | dict(overrides or {}) | {"dataset_dir": str(dataset.directory)}
     runs = make_runs(configs, settings["variants"], grid, shared, folder)
+    check_output_dir(folder)
     claim_folders(runs)
     failed = run_all(runs, processes)
     everyones = {key: value for key, value in shared.items() if key not in fixed}
@@ -88,9 +91,10 @@ def run_all(runs: Sequence[Run], processes: int) -> list[tuple[Run, str]]:
                     failed.append((run, error))
                 bar.set_postfix_str(f"{run.name}{' FAILED' if error is not None else ''}", refresh=False)
                 bar.update()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             done = sum(run.cases.is_file() for run in runs)
-            raise SystemExit(f"stopped; {done} of {len(runs)} runs are done, the same command goes on.") from None
+            text = f"{done} of {len(runs)} runs are done; the same command goes on."
+            raise KeyboardInterrupt(*stop.args, text) from None
     return failed
 
 

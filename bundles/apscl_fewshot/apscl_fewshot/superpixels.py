@@ -12,8 +12,8 @@ from skimage.segmentation import felzenszwalb
 from tqdm import tqdm
 
 from common.data import DataError
+from common.data.output_dir import check_output_dir
 from common.data.temporary import remove_leftovers, replaced
-from common.engine import check_output_dir
 
 
 class Superpixels:

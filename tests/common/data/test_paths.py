@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.data import read_dataset
+from common.data.output_dir import check_output_dir
 from common.data.paths import as_path
-from common.engine import check_output_dir
 
 
 @pytest.mark.parametrize("name", ["2024_03_01", "a b", "c#d", "$HOME", "e@f", "ü"])

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from common.engine import output_dir
-from common.engine.output_dir import check_output_dir
+from common.data import output_dir
+from common.data.output_dir import check_output_dir
 
 
 def test_makes_the_folder_and_leaves_it_empty(tmp_path):
