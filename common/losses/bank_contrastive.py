@@ -12,6 +12,8 @@ from torch.nn.modules.loss import _Loss
 
 from common.description import described
 
+CHUNK = 1024  # pixels compared with the bank at once: it bounds the memory and leaves the result as it is
+
 
 def _check_pixels(features: torch.Tensor, labels: torch.Tensor, num_classes: int, feat_dim: int) -> None:
     if features.ndim != 2 or features.shape[1] != feat_dim or labels.shape != features.shape[:1]:
@@ -100,7 +102,7 @@ class _PixelContrast(torch.autograd.Function):
     """Loss of each pixel; its gradient is formed chunk by chunk on the way, so that ``(N, A)`` is all that is kept."""
 
     @staticmethod
-    def forward(ctx, features, labels, banks, temperature, chunk):
+    def forward(ctx, features, labels, banks, temperature):
         values, slopes = features.new_zeros(len(features)), torch.zeros_like(features)
         filled = [c for c, bank in enumerate(banks) if len(bank)]
         for c in filled:
@@ -109,7 +111,7 @@ class _PixelContrast(torch.autograd.Function):
                 break  # without a negative the loss is 0
             negatives = torch.cat(others)
             log_share = torch.cat([bank.new_full((len(bank),), -math.log(len(bank))) for bank in others])
-            for rows in (labels == c).nonzero()[:, 0].split(chunk):
+            for rows in (labels == c).nonzero()[:, 0].split(CHUNK):
                 value, slope = _contrast(features[rows] / temperature, banks[c], negatives, log_share)
                 values[rows], slopes[rows] = value, slope / temperature
         ctx.save_for_backward(slopes)
@@ -118,10 +120,10 @@ class _PixelContrast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return grad[:, None] * ctx.saved_tensors[0], None, None, None, None
+        return grad[:, None] * ctx.saved_tensors[0], None, None, None
 
 
-@described(leave_out=["chunk"])
+@described()
 class BankContrastiveLoss(_Loss):
     r"""Contrast of pixels with the features that a :class:`ClassMemoryBank` holds.
 
@@ -139,7 +141,6 @@ class BankContrastiveLoss(_Loss):
 
     Args:
         temperature: :math:`\tau > 0`.
-        chunk: pixels compared with the bank at once; bounds the memory, leaves the result as it is.
 
     Shape:
         features ``(N, A)``, labels ``(N,)``; returns the mean over the pixels that count, a float32 scalar, in float32
@@ -149,23 +150,20 @@ class BankContrastiveLoss(_Loss):
         called.
 
     Raises:
-        ValueError: temperature or chunk not positive, features or labels that do not fit the bank.
+        ValueError: temperature not positive, features or labels that do not fit the bank.
     """
 
-    def __init__(self, temperature: float = 0.5, chunk: int = 1024) -> None:
+    def __init__(self, temperature: float = 0.5) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}.")
-        if chunk < 1:
-            raise ValueError(f"chunk must be positive, got {chunk}.")
         self.temperature = temperature
-        self.chunk = chunk
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, bank: ClassMemoryBank) -> torch.Tensor:
         _check_pixels(features, labels, bank.num_classes, bank.feat_dim)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         banks = [bank.get(c).to(features.dtype) for c in range(bank.num_classes)]
         with torch.autocast(features.device.type, enabled=False):  # similarities and their exponentials in float32
-            values = _PixelContrast.apply(features, labels, banks, self.temperature, self.chunk)
+            values = _PixelContrast.apply(features, labels, banks, self.temperature)
         counted = sum(int((labels == c).sum()) for c, remembered in enumerate(banks) if len(remembered))
         return values.sum() / max(counted, 1)  # pixels that do not count have 0

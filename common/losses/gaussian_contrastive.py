@@ -10,9 +10,10 @@ from common.description import described
 from .class_statistics import GaussianStats, check_whole
 
 REDUCTIONS = ("pixel", "class", "none")
+CHUNK = 4096  # pixels taken at once: it bounds the memory and leaves the result as it is
 
 
-@described(leave_out=["chunk"])
+@described()
 class GaussianContrastiveLoss(_Loss):
     r"""Pixel-to-class contrast in expectation over Gaussian classes: a closed upper bound.
 
@@ -37,7 +38,6 @@ class GaussianContrastiveLoss(_Loss):
         temperature: :math:`\tau > 0`. At 100, with features of unit length, the loss is a constant to 1 %; below 0.2
             the quadratic term dominates and the bound is loose.
         reduction: ``pixel``, the mean over pixels; ``class``, the mean of the means of the classes present; ``none``.
-        chunk: pixels taken at once.
 
     Shape:
         features ``(N, A)``, labels ``(N,)`` whole numbers, those below 0 ignored; statistics of C classes, detached.
@@ -48,13 +48,13 @@ class GaussianContrastiveLoss(_Loss):
         ValueError: an option is out of its range, the shapes do not fit, or a label is C or more.
     """
 
-    def __init__(self, temperature: float = 0.5, reduction: str = "pixel", chunk: int = 4096) -> None:
+    def __init__(self, temperature: float = 0.5, reduction: str = "pixel") -> None:
         super().__init__()
-        if temperature <= 0 or chunk < 1:
-            raise ValueError(f"temperature must be positive and chunk at least 1, got {temperature} and {chunk}.")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}.")
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
-        self.temperature, self.reduction, self.chunk = temperature, reduction, chunk
+        self.temperature, self.reduction = temperature, reduction
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, stats: GaussianStats) -> torch.Tensor:
         classes, width = stats.mean.shape
@@ -84,18 +84,18 @@ class GaussianContrastiveLoss(_Loss):
         mean = stats.mean.detach()[stats.valid].to(q.dtype) / self.temperature
         cov = None if stats.cov is None else stats.symmetric_cov().detach()[stats.valid].to(q.dtype)
         cov = None if cov is None else cov * (1 / self.temperature**2)
-        return _Contrast.apply(q, place, mean, cov, self.chunk, torch.is_grad_enabled() and q.requires_grad)
+        return _Contrast.apply(q, place, mean, cov, torch.is_grad_enabled() and q.requires_grad)
 
 
 class _Contrast(torch.autograd.Function):
     """``logsumexp(q.mean + q.cov.q / 2) - q.mean_y`` per pixel; the gradient is formed along with the value."""
 
     @staticmethod
-    def forward(ctx, q, labels, mean, cov, chunk, with_gradient):
+    def forward(ctx, q, labels, mean, cov, with_gradient):
         value = q.new_empty(len(q))
         slope = torch.empty_like(q) if with_gradient else None
-        for start in range(0, len(q), chunk):
-            part = slice(start, start + chunk)
+        for start in range(0, len(q), CHUNK):
+            part = slice(start, start + CHUNK)
             value[part] = _contrast(q[part], labels[part, None], mean, cov, slope[part] if with_gradient else None)
         ctx.save_for_backward(slope)
         return value
@@ -105,7 +105,7 @@ class _Contrast(torch.autograd.Function):
         if torch.is_grad_enabled():  # with create_graph, where the gradient would pass for a constant
             raise RuntimeError("GaussianContrastiveLoss can be differentiated once only: it has no second derivative.")
         (slope,) = ctx.saved_tensors
-        return slope * grad[:, None], None, None, None, None, None
+        return slope * grad[:, None], None, None, None, None
 
 
 def _contrast(

@@ -14,7 +14,7 @@ __all__ = [
     "pad_to_multiple",
 ]  # fmt: skip
 
-NORMS = ("batch", "instance", "group")
+NORMS = ("batch", "instance")  # what `norm` of a network may be; `group` is for networks that have no choice
 LEVELS = 5  # four times halved, so sizes are padded to multiples of 16
 
 

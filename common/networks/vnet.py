@@ -33,7 +33,7 @@ class VNet(nn.Module):
         out_channels: classes K.
         width: channels of the first level, the embedding width A of the classifier's input; each level has twice those
             of the one above.
-        norm: ``batch``; ``instance`` or ``group`` (8 groups) where batches are small or mix kinds of images.
+        norm: ``batch``, or ``instance`` where batches are small or mix kinds of images.
         dropout: probability with which training drops a channel of the deepest map, and of the last one.
 
     Shape:

@@ -15,6 +15,8 @@ from .step import Step, Voxels
 from .supervised import Supervised
 from .teacher import MeanTeacher
 
+NOISE = 0.1  # standard deviation on the teacher's input, cut at twice that, as UA-MT has it
+
 
 @described()
 class MeanTeacherConsistency(Supervised):
@@ -32,18 +34,17 @@ class MeanTeacherConsistency(Supervised):
     Args:
         weight: w.
         ramp: T_r as a share of the training.
-        noise: standard deviation of the noise on the teacher's input; it is cut at twice that.
         passes: of the uncertainty; 0 uses all voxels.
     """
 
     needs_teacher = True
 
     def __init__(
-        self, loss: nn.Module | None = None, weight: float = 0.1, ramp: float = 0.4, noise: float = 0.1,
-        passes: int = 0, largest_component: bool = True,
+        self, loss: nn.Module | None = None, weight: float = 0.1, ramp: float = 0.4, passes: int = 0,
+        largest_component: bool = True,
     ) -> None:
         super().__init__(loss)
-        self.weight, self.ramp, self.noise, self.passes = weight, ramp, noise, passes
+        self.weight, self.ramp, self.passes = weight, ramp, passes
         self.pseudo_labels = PseudoLabels(largest_component)
 
     def start(self, total_steps: int) -> int:
@@ -55,7 +56,7 @@ class MeanTeacherConsistency(Supervised):
         done = super().forward(network, teacher, batch, step, total)
         image = batch["unlabeled"]
         ramp = sigmoid_ramp(step, self.ramp * total)
-        taught, features = teacher(self._noisy(image))
+        taught, features = teacher(_noisy(image))
         certain = self._certain(teacher, image, ramp)
         found = network(image)
         square = (found.float().softmax(1) - taught.float().softmax(1)).square().mean(1)
@@ -66,9 +67,6 @@ class MeanTeacherConsistency(Supervised):
         loss = done.loss + self.weight * ramp * distance
         return Step(loss, done.labelled, lambda: Voxels(features, taught, *self.pseudo_labels(taught)), terms)
 
-    def _noisy(self, image: torch.Tensor) -> torch.Tensor:
-        return image + (torch.randn_like(image) * self.noise).clamp(-2 * self.noise, 2 * self.noise)
-
     @torch.no_grad()
     def _certain(self, teacher: MeanTeacher, image: torch.Tensor, ramp: float) -> torch.Tensor | None:
         """Voxels ``(B, *spatial)`` whose mean prediction has a low entropy."""
@@ -77,11 +75,15 @@ class MeanTeacherConsistency(Supervised):
         dropout = [m for m in teacher.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
         for module in dropout:
             module.train()
-        mean = sum(teacher.network(self._noisy(image)).float().softmax(1) for _ in range(self.passes)) / self.passes
+        mean = sum(teacher.network(_noisy(image)).float().softmax(1) for _ in range(self.passes)) / self.passes
         for module in dropout:
             module.eval()
         entropy = -torch.special.xlogy(mean, mean).sum(1)
         return entropy < (0.75 + 0.25 * ramp) * math.log(mean.shape[1])
+
+
+def _noisy(image: torch.Tensor) -> torch.Tensor:
+    return image + (torch.randn_like(image) * NOISE).clamp(-2 * NOISE, 2 * NOISE)
 
 
 def sigmoid_ramp(step: float, length: float) -> float:

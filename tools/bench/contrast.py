@@ -83,7 +83,7 @@ def _share(repeats: int) -> dict:
     segmentation = RegionLoss(DiceCELoss(sigmoid=True, squared_pred=True, batch=True), {"cup": [2], "disc": [1, 2]})
     restoration = RestorationDecoder(domains=4)
     objectives = {
-        name: GeneralisationObjective(segmentation, SymmetricKLLoss(), restoration, own, log_every=10**9)
+        name: GeneralisationObjective(segmentation, SymmetricKLLoss(), restoration, own)
         for name, own in (("without", None), ("with", term))
     }
     return share_of_step("training step of 8 images of 96 x 96", UNet(), objectives, batch, repeats)

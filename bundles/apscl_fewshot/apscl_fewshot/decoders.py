@@ -71,6 +71,9 @@ class PANetDecoder(nn.Module):
         return cosine_logits(features, code["prototypes"], self.cos_scale)
 
 
+CELL = 2  # side of ALPNet's pooled cells, in feature positions: the published 4 x 4 of a 32 x 32 map scale to 2 at 16
+
+
 @described()
 class ALPNetDecoder(nn.Module):
     r"""Local prototypes pooled on a grid beside the global one; each position matches its own mixture of them.
@@ -81,23 +84,21 @@ class ALPNetDecoder(nn.Module):
     their averaged mask exceeds 0.95; scale 20). Departures: the grid is given by its cell size in feature positions.
 
     Args:
-        cell: side of a pooled cell, in feature positions (the published 4 x 4 cells of a 32 x 32 map scale to 2 at 16).
         threshold: share of class (or background) a cell needs to become a local prototype.
     """
 
-    def __init__(self, cell: int = 2, threshold: float = 0.95, cos_scale: float = 20.0) -> None:
+    def __init__(self, threshold: float = 0.95, cos_scale: float = 20.0) -> None:
         super().__init__()
-        self.cell = cell
         self.threshold = threshold
         self.cos_scale = cos_scale
 
     def condition(self, features: torch.Tensor, masks: torch.Tensor) -> Code:
         features = features.float()
         foreground = shrink_mask(masks, features.shape[2:])
-        cells = F.avg_pool2d(features, self.cell).permute(0, 2, 3, 1).flatten(0, 2)  # (cells, A)
+        cells = F.avg_pool2d(features, CELL).permute(0, 2, 3, 1).flatten(0, 2)  # (cells, A)
         code: Code = {}
         for name, weights in (("background", 1 - foreground), ("foreground", foreground)):
-            chosen = cells[F.avg_pool2d(weights, self.cell).flatten() > self.threshold]
+            chosen = cells[F.avg_pool2d(weights, CELL).flatten() > self.threshold]
             # the global prototype joins the class's own; the background has it only when no cell qualifies
             if name == "foreground" or len(chosen) == 0:
                 chosen = torch.cat([chosen, masked_mean(features, weights)[None]])

@@ -14,8 +14,6 @@ from common.networks.image_net_weights import fit_weights, read_first_weights
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
-    "resnet34": ("basic", [3, 4, 6, 3]),
-    "resnet50": ("bottleneck", [3, 4, 6, 3]),
     "resnet101": ("bottleneck", [3, 4, 23, 3]),
 }
 
@@ -29,7 +27,7 @@ class ResNetEncoder(nn.Module):
     torchvision's ImageNet or COCO weights load. Departures: ``width`` and ``norm`` for small runs from a random start.
 
     Args:
-        name: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
+        name: ``resnet18`` or ``resnet101``.
         in_channels: 3 for torchvision's weights (a grey image is repeated), 1 for a grey network.
         feat_dim: channels A of the result; signed (no norm, no activation).
         width: channels of the first stage; 64 is torchvision's.

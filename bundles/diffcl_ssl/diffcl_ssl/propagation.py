@@ -16,15 +16,20 @@ from .propagation_loss import LabelPropagationLoss
 
 __all__ = ["LabelPropagation", "LabelPropagationLoss", "Projection", "PrototypeLoss"]
 
+# Of a step; our own, since the paper says nothing. A bank of 2048 is renewed in 8 steps.
+VOXELS = 256  # labelled ones of a class into the bank
+VECTORS = 1024  # unlabelled voxels that are contrasted
+ANCHORS = 128  # of a class from the bank
+
 
 @described()
 class LabelPropagation(nn.Module):
     r"""L_cl between a bank of the peer's labelled voxels and random unlabelled voxels of the student.
 
-    A step puts up to ``voxels_per_class`` labelled voxels of each class into the bank: those that the peer classifies
+    A step puts up to 256 labelled voxels of each class into the bank: those that the peer classifies
     rightly, with a probability of at least ``confidence``, on images where it is reliable. A diffusion network that was
-    shown a hardly noised label has read the class there, not in the image. ``anchors`` vectors of each class are drawn
-    from the bank, and contrasted with ``vectors`` unlabelled voxels of the student.
+    shown a hardly noised label has read the class there, not in the image. 128 vectors of each class are drawn from the
+    bank, and contrasted with 1024 unlabelled voxels of the student.
 
     One projection serves both networks, and :class:`.PrototypeLoss` on labelled voxels of both ties them. It trains the
     projection and the prototypes alone: without L_cl the networks train as if none of this were here. L_cl reaches the
@@ -40,26 +45,26 @@ class LabelPropagation(nn.Module):
         num_classes: K. feat_dim: A, of both networks. embedding: D.
         loss: L_cl.
         bank_size: vectors kept per class.
-        voxels_per_class, vectors, anchors, confidence: see above.
+        confidence: see above.
         seed: of the draw of voxels and of the first weights, which leave all other random numbers alone.
 
     Raises:
-        ValueError: a bank or a draw from it that is too small for the loss.
+        ValueError: a bank, or the draw from it, is too small for the loss.
 
     In a distributed run each process has a projection, prototypes and a bank of its own, which fit each other.
     """
 
     def __init__(
         self, num_classes: int, feat_dim: int, embedding: int = 64, loss: LabelPropagationLoss | None = None,
-        bank_size: int = 2048, voxels_per_class: int = 256, vectors: int = 1024, anchors: int = 128,
-        confidence: float = 0.9, seed: int = 0,
+        bank_size: int = 2048, confidence: float = 0.9, seed: int = 0,
     ) -> None:
         super().__init__()
         self.loss, self.bank = loss or LabelPropagationLoss(), ClassMemoryBank(num_classes, embedding, bank_size)
-        if min(bank_size, anchors) < self.loss.min_bank:
-            raise ValueError(f"expected bank_size and anchors of at least the loss's min_bank {self.loss.min_bank}, or "
-                             f"nothing would be contrasted, got {bank_size} and {anchors}.")  # fmt: skip
-        self.voxels_per_class, self.vectors, self.anchors = voxels_per_class, vectors, anchors
+        if min(bank_size, ANCHORS) < self.loss.min_bank:
+            raise ValueError(
+                f"expected the loss's min_bank to be at most bank_size {bank_size} and the {ANCHORS} vectors drawn of "
+                f"a class, or nothing would be contrasted, got {self.loss.min_bank}."
+            )
         self.confidence, self.seed = confidence, seed
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -80,13 +85,13 @@ class LabelPropagation(nn.Module):
         taught, taught_labels = self._draw(peer.features, self._sure(peer, labelled.labels), generator)
         own, own_labels = self._draw(labelled.features, labelled.labels, generator)
         may = torch.arange(unlabelled[:, 0].numel()) if where is None else where.flatten().nonzero()[:, 0].cpu()
-        chosen = may[torch.randint(len(may), (min(self.vectors, len(may)),), generator=generator)]
+        chosen = may[torch.randint(len(may), (min(VECTORS, len(may)),), generator=generator)]
         found = pick(unlabelled, chosen.to(unlabelled.device))
         # apart from L_cl, since batch norm's statistics carry a gradient to every row
         first, second, _ = self._project(taught, own, found.detach())
         prototype = self.prototypes(torch.cat([first, second]), torch.cat([taught_labels, own_labels]))
         self.bank.push(first.detach(), taught_labels)
-        anchors = [self.bank.draw(c, self.anchors, generator) for c in range(self.bank.num_classes)]
+        anchors = [self.bank.draw(c, ANCHORS, generator) for c in range(self.bank.num_classes)]
         loss, log = self.loss(anchors, self._project(taught, own, found)[2])
         filled = self.bank.filled.float() / self.bank.size
         # of the emptiest class too: below the loss's min_bank it is not contrasted
@@ -96,8 +101,8 @@ class LabelPropagation(nn.Module):
     def _draw(
         self, features: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of up to ``voxels_per_class`` voxels of each class, without gradient, and their labels."""
-        chosen = draw_per_class(labels.flatten(), self.bank.num_classes, self.voxels_per_class, generator)
+        """Rows of up to 256 voxels of each class, without gradient, and their labels."""
+        chosen = draw_per_class(labels.flatten(), self.bank.num_classes, VOXELS, generator)
         return pick(features.detach(), chosen), labels.flatten()[chosen]
 
     @torch.no_grad()

@@ -123,6 +123,9 @@ def fit_labels(label: torch.Tensor, size: torch.Size, num_classes: int, share: f
     return torch.where(best >= share, winner, -1)
 
 
+MEASURE_EVERY = 20  # steps, since `pull` takes two further gradients; for a curve that is often enough
+
+
 @described()
 class GeneralisationObjective(nn.Module):
     r"""L_ram = Seg(x) + Seg(x_ram) + w_kd KD + w_rec sum_d MSE_d, plus lambda L_feat.
@@ -135,8 +138,9 @@ class GeneralisationObjective(nn.Module):
         consistency: :class:`common.losses.SymmetricKLLoss` of the two predictions; null leaves the term out.
         restoration: :class:`~sgcg_dg.restoration.RestorationDecoder`; null leaves the term out.
         contrast: :class:`FeatureContrast`; null leaves the term out.
-        log_every: steps between two measurements of ``pull``, the norm of the contrast's gradient on the features over
-            that of all other terms. The value of the contrast says nothing of its effect; this does.
+
+    Every 20th step measures ``pull``, the norm of the contrast's gradient on the features over that of all other terms.
+    The value of the contrast says nothing of its effect; this does.
     """
 
     def __init__(
@@ -148,13 +152,12 @@ class GeneralisationObjective(nn.Module):
         consistency_weight: float = 0.5,
         restoration_weight: float = 0.1,
         contrast_weight: float = 1.0,
-        log_every: int = 20,
     ) -> None:
         super().__init__()
         self.segmentation, self.consistency = segmentation, consistency
         self.restoration, self.contrast = restoration, contrast
         self.consistency_weight, self.restoration_weight = consistency_weight, restoration_weight
-        self.contrast_weight, self.log_every = contrast_weight, log_every
+        self.contrast_weight = contrast_weight
 
     def forward(
         self, network: nn.Module, batch: dict[str, torch.Tensor], step: int
@@ -200,7 +203,7 @@ class GeneralisationObjective(nn.Module):
         if loss is None:
             return total, {}
         terms = {"feat": loss}
-        if self.training and (step + 1) % self.log_every == 0:
+        if self.training and (step + 1) % MEASURE_EVERY == 0:
             terms["pull"] = pull(self.contrast_weight * loss, total, list(maps.values()))
             if getattr(self.contrast.memory, "cov", None) is not None:  # the scatter is a share of the covariance
                 terms["scatter"] = self.contrast.memory.between_group_scatter().float()

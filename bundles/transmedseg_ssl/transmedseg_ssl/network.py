@@ -18,7 +18,7 @@ class UNet(BasicUNet):
     as the bound of the expected cross-entropy needs, not 3x3.
 
     Args:
-        norm: ``batch``, ``instance``, or ``group`` (8 groups).
+        norm: ``batch`` or ``instance``.
 
     Shape:
         ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.

@@ -88,10 +88,10 @@ def test_panet_same_as_the_naive_loop(episode):
     assert_same(decoder.decode(queries, decoder.condition(features, masks)), expected)
 
 
-@pytest.mark.parametrize(("cell", "threshold"), [(2, 0.95), (4, 0.6), (2, 0.999)])
-def test_alp_same_as_the_naive_loop(episode, cell, threshold):
+@pytest.mark.parametrize("threshold", [0.95, 0.6, 0.999])
+def test_alp_same_as_the_naive_loop(episode, threshold):
     features, masks, queries = episode
-    groups = naive_local(features, masks, cell, threshold)
+    groups = naive_local(features, masks, 2, threshold)
     assert len(groups[0]) > 1
 
     def score(x):
@@ -102,7 +102,7 @@ def test_alp_same_as_the_naive_loop(episode, cell, threshold):
             pairs.append(sum(w * s for w, s in zip(weights, similar, strict=True)) / sum(weights))
         return pairs
 
-    decoder = ALPNetDecoder(cell, threshold)
+    decoder = ALPNetDecoder(threshold)
     code = decoder.condition(features, masks)
     assert [len(code[name]) for name in ("background", "foreground")] == [len(group) for group in groups]
     assert_same(decoder.decode(queries, code), per_position(queries, score))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.semi_supervised import Voxels
+from diffcl_ssl import propagation as module
 from diffcl_ssl.peers import Seen
 from diffcl_ssl.propagation import LabelPropagation, LabelPropagationLoss
 
@@ -50,8 +51,9 @@ class Record(nn.Module):
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.0])
-def test_the_bank_holds_what_the_peer_is_right_and_sure_of_where_it_is_reliable(confidence):
-    propagation = make(voxels_per_class=10**6, confidence=confidence)
+def test_the_bank_holds_what_the_peer_is_right_and_sure_of_where_it_is_reliable(confidence, monkeypatch):
+    monkeypatch.setattr(module, "VOXELS", 10**6)
+    propagation = make(confidence=confidence)
     propagation.projection = nn.Identity()
     student, unlabelled, peer = make_case()
     propagation(student, unlabelled, peer, 0)
@@ -75,15 +77,16 @@ def test_no_reliable_image_and_nothing_learnt_yet_leave_the_bank_empty():
     assert (unlabelled.grad == 0).all()
 
 
-def test_so_many_of_each_class_and_the_share_filled():
-    propagation = make(voxels_per_class=7, bank_size=20)
+def test_so_many_of_each_class_and_the_share_filled(monkeypatch):
+    monkeypatch.setattr(module, "VOXELS", 7)
+    propagation = make(bank_size=20)
     for number, filled in ((0, 7), (1, 14), (2, 20)):
         log = propagation(*make_case(number), number)[2]
         assert propagation.bank.filled.tolist() == [filled] * CLASSES
         assert log["bank"].item() == log["bank_least"].item() == pytest.approx(filled / 20)
     student, unlabelled, peer = make_case(3)
     student.labels[student.labels == 1] = 0
-    log = (propagation := make(voxels_per_class=7, bank_size=20))(student, unlabelled, peer, 0)[2]
+    log = (propagation := make(bank_size=20))(student, unlabelled, peer, 0)[2]
     assert log["bank_least"] == 0 and log["bank"].item() == pytest.approx(propagation.bank.filled.sum() / CLASSES / 20)
 
 
@@ -101,8 +104,10 @@ def test_the_bank_keeps_vectors_of_length_1_and_takes_nothing_in_eval():
 # --- what is contrasted ---
 
 
-def test_anchors_of_each_class_and_unlabelled_vectors():
-    propagation = make(anchors=6, vectors=50, loss=Record())
+def test_anchors_of_each_class_and_unlabelled_vectors(monkeypatch):
+    monkeypatch.setattr(module, "ANCHORS", 6)
+    monkeypatch.setattr(module, "VECTORS", 50)
+    propagation = make(loss=Record())
     propagation.projection = nn.Identity()
     student, unlabelled, peer = make_case()
     propagation(student, unlabelled, peer, 0)
@@ -114,13 +119,15 @@ def test_anchors_of_each_class_and_unlabelled_vectors():
     assert len(propagation.loss.vectors) == 50 and vectors <= rows(unlabelled, everywhere)
     images = [len(vectors & rows(unlabelled[i : i + 1], everywhere[:1])) for i in range(4)]
     assert min(images) > 3
-    make(vectors=10**6, loss=propagation.loss)(student, unlabelled, peer, 0)
+    monkeypatch.setattr(module, "VECTORS", 10**6)
+    make(loss=propagation.loss)(student, unlabelled, peer, 0)
     assert len(propagation.loss.vectors) == 4 * 12 * 12  # no more than there are
 
 
 @pytest.mark.parametrize("vectors", [20, 10**6])
-def test_unlabelled_vectors_of_chosen_voxels(vectors):
-    propagation = make(vectors=vectors)
+def test_unlabelled_vectors_of_chosen_voxels(vectors, monkeypatch):
+    monkeypatch.setattr(module, "VECTORS", vectors)
+    propagation = make()
     propagation.projection, propagation.loss = nn.Identity(), Record()
     student, unlabelled, peer = make_case()
     where = torch.rand(4, 12, 12, generator=torch.Generator().manual_seed(1)) < 0.3
@@ -199,17 +206,18 @@ def test_prototypes_make_one_space_of_two():
 # --- random numbers and precision ---
 
 
-def test_draws_follow_seed_and_step_and_leave_other_random_numbers_alone():
+def test_draws_follow_seed_and_step_and_leave_other_random_numbers_alone(monkeypatch):
+    monkeypatch.setattr(module, "VOXELS", 5)  # fewer than there are, so that they are drawn
     before = torch.get_rng_state()
-    propagation = make(seed=3, voxels_per_class=5)
+    propagation = make(seed=3)
     propagation(*make_case(), 4)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    again = make(seed=3, voxels_per_class=5)
+    again = make(seed=3)
     again(*make_case(), 4)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), propagation.state_dict().values()))  # noqa: B905
     for seed, number in ((3, 5), (2, 4)):
-        other = make(seed=seed, voxels_per_class=5)
+        other = make(seed=seed)
         other.load_state_dict(make(seed=3).state_dict())  # the same weights
         other(*make_case(), number)
         assert not torch.equal(other.bank.features, propagation.bank.features)
@@ -238,8 +246,10 @@ def test_what_is_logged():
     assert all(value.ndim == 0 and value.isfinite() for value in log.values())
 
 
-@pytest.mark.parametrize("options", [{"bank_size": 63}, {"anchors": 63}])
-def test_a_bank_that_the_loss_would_never_use_is_refused(options):
-    make(bank_size=64, anchors=64, loss=LabelPropagationLoss())
-    with pytest.raises(ValueError, match="expected bank_size and anchors of at least the loss's min_bank 64"):
-        make(**options, loss=LabelPropagationLoss())
+@pytest.mark.parametrize(("bank_size", "min_bank"), [(63, 64), (200, 129)])
+def test_a_bank_that_the_loss_would_never_use_is_refused(bank_size, min_bank):
+    make(bank_size=64, loss=LabelPropagationLoss())
+    make(bank_size=128, loss=LabelPropagationLoss(min_bank=128))
+    text = f"at most bank_size {bank_size} and the 128 vectors drawn of a class, .* got {min_bank}"
+    with pytest.raises(ValueError, match=text):
+        make(bank_size=bank_size, loss=LabelPropagationLoss(min_bank=min_bank))

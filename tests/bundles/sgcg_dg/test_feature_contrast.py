@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.losses import BankContrastiveLoss, ClassMemoryBank, ClassStatistics, GaussianContrastiveLoss
+from sgcg_dg import objective as module
 from sgcg_dg.objective import FeatureContrast, GeneralisationObjective, all_levels, fit_labels, thin
 
 TERMS = {"loss", "seg", "seg_ram", "kd", "rec", "feat"}
@@ -156,19 +157,21 @@ def test_levels(make_network, batch, level, dim, size, make_objective, make_cont
     torch.testing.assert_close(contrast.memory.mean[0, 0], torch.cat([unit, mixed]).mean(0))
 
 
-def test_a_memory_bank_instead_of_statistics(make_network, batch, make_objective):
+def test_a_memory_bank_instead_of_statistics(make_network, batch, make_objective, monkeypatch):
+    monkeypatch.setattr(module, "MEASURE_EVERY", 1)
     bank = ClassMemoryBank(3, 8, 16)
     contrast = FeatureContrast(bank, BankContrastiveLoss(), 3)
-    _, terms = make_objective(contrast=contrast, log_every=1)(make_network(), batch, 0)
+    _, terms = make_objective(contrast=contrast)(make_network(), batch, 0)
     assert set(terms) == TERMS | {"pull"} and terms["feat"] > 0 and terms["pull"] > 0
     assert bank.filled.tolist() == [16, 16, 16]
     torch.testing.assert_close(bank.get(1).norm(dim=1), torch.ones(16))
 
 
-def test_nothing_before_the_start(make_network, batch, make_objective, make_contrast):
+def test_nothing_before_the_start(make_network, batch, make_objective, make_contrast, monkeypatch):
     """By the engine's step, whatever the objective saw before."""
+    monkeypatch.setattr(module, "MEASURE_EVERY", 1)
     network = make_network()
-    objective = make_objective(contrast=make_contrast(start=2), log_every=1)
+    objective = make_objective(contrast=make_contrast(start=2))
     for step in (0, 1, 2, 3):
         _, terms = objective(network, batch, step)
         count = objective.contrast.memory.count.sum()
@@ -178,17 +181,19 @@ def test_nothing_before_the_start(make_network, batch, make_objective, make_cont
     torch.testing.assert_close(terms["scatter"], objective.contrast.memory.between_group_scatter().float())
 
 
-def test_without_a_covariance_there_is_no_scatter_to_log(make_network, batch, make_objective):
+def test_without_a_covariance_there_is_no_scatter_to_log(make_network, batch, make_objective, monkeypatch):
     """As for prototypes alone."""
+    monkeypatch.setattr(module, "MEASURE_EVERY", 1)
     memory, loss = ClassStatistics(3, 8, groups=3, cov="none"), GaussianContrastiveLoss()
-    objective = make_objective(contrast=FeatureContrast(memory, loss, 3), log_every=1)
+    objective = make_objective(contrast=FeatureContrast(memory, loss, 3))
     for _ in range(2):
         _, terms = objective(make_network(), batch, 0)
     assert "feat" in terms and "pull" in terms and "scatter" not in terms
 
 
-def test_eval_mode_changes_no_statistics(make_network, batch, make_objective):
-    network, objective = make_network(), make_objective(log_every=1)
+def test_eval_mode_changes_no_statistics(make_network, batch, make_objective, monkeypatch):
+    monkeypatch.setattr(module, "MEASURE_EVERY", 1)
+    network, objective = make_network(), make_objective()
     objective(network, batch, 0)
     before = copy.deepcopy(objective.contrast.state_dict())
     objective.eval()
@@ -198,8 +203,9 @@ def test_eval_mode_changes_no_statistics(make_network, batch, make_objective):
     torch.testing.assert_close(dict(objective.contrast.state_dict()), dict(before), rtol=0, atol=0)
 
 
-def test_measurements_every_so_many_steps(make_network, batch, make_objective):
-    network, objective = make_network(), make_objective(log_every=2)
+def test_measurements_every_so_many_steps(make_network, batch, make_objective, monkeypatch):
+    monkeypatch.setattr(module, "MEASURE_EVERY", 2)
+    network, objective = make_network(), make_objective()
     measured = ["pull" in objective(network, batch, step)[1] for step in (0, 1, 2, 3)]
     assert measured == [False, True, False, True]
 
@@ -216,13 +222,14 @@ class Mirror(nn.Module):
         return self.classifier(self.decoder([image]))
 
 
-def test_pull_by_hand():
+def test_pull_by_hand(monkeypatch):
     """Slopes of every pixel: 2 + 0.5 * 4 of the rest; of the contrast 0.3 * 5, less what changes the length alone."""
+    monkeypatch.setattr(module, "MEASURE_EVERY", 1)
     recorder = Recorder(slope=5.0)
     contrast = FeatureContrast(recorder, recorder, 3, stride=1)
     objective = GeneralisationObjective(
         lambda logits, label: 2 * logits.sum(), lambda one, other: 4 * (one + other).sum(), None, contrast,
-        contrast_weight=0.3, log_every=1,
+        contrast_weight=0.3,
     )  # fmt: skip
     batch = {key: torch.rand(2, 3, 4, 5, requires_grad=True) for key in ("image", "image_ram")}
     label = torch.zeros(2, 1, 4, 5, dtype=torch.int64)
@@ -238,13 +245,16 @@ def test_pull_by_hand():
     torch.testing.assert_close(batch["image_ram"].grad.double(), 4 + slopes["image_ram"], rtol=1e-5, atol=1e-5)
 
 
-def test_the_statistics_go_on_where_a_checkpoint_left_them(make_network, batch, make_objective, make_contrast):
-    network, first = make_network(), make_objective(contrast=make_contrast(start=1), log_every=3)
+def test_the_statistics_go_on_where_a_checkpoint_left_them(
+    make_network, batch, make_objective, make_contrast, monkeypatch
+):
+    monkeypatch.setattr(module, "MEASURE_EVERY", 3)
+    network, first = make_network(), make_objective(contrast=make_contrast(start=1))
     states, expected = [], None
     for step in range(3):
         states.append(copy.deepcopy(first.state_dict()))
         _, expected = first(network, batch, step)
-    resumed = make_objective(contrast=make_contrast(start=1), log_every=3)
+    resumed = make_objective(contrast=make_contrast(start=1))
     resumed.load_state_dict(states[2])
     assert resumed.contrast.memory.count.any()
     _, found = resumed(network, batch, 2)

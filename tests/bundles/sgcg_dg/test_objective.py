@@ -7,6 +7,7 @@ from torch import nn
 
 from common.engine import ObjectiveTrainer, loss_terms
 from common.losses import SymmetricKLLoss
+from sgcg_dg import objective as module
 from sgcg_dg.objective import all_levels
 
 TERMS = {"loss", "seg", "seg_ram", "kd", "rec", "feat"}
@@ -179,13 +180,14 @@ def test_an_unknown_level_is_refused(make_contrast):
 
 @pytest.mark.usefixtures("bfloat16_units")
 @pytest.mark.parametrize("amp", [False, True])
-def test_a_repeated_batch_is_learnt_with_all_terms(make_network, make_objective, amp):
+def test_a_repeated_batch_is_learnt_with_all_terms(make_network, make_objective, amp, monkeypatch):
     """All parts of the objective in the trainer of the config."""
+    monkeypatch.setattr(module, "MEASURE_EVERY", 1)
     label = torch.zeros(4, 1, 32, 32, dtype=torch.int64)
     label[:, 0, 6:24, 8:26], label[:, 0, 10:18, 12:20] = 1, 2
     image = (0.2 + 0.3 * label + 0.1 * torch.rand(4, 3, 32, 32)).clamp(0, 1)
     batch = {"image": image, "image_ram": 0.9 * image, "label": label, "domain": torch.tensor([0, 0, 1, 1])}
-    network, seen, objective = make_network(), [], make_objective(log_every=1)
+    network, seen, objective = make_network(), [], make_objective()
     parameters = [*network.parameters(), *objective.parameters()]
     trainer = ObjectiveTrainer(
         device=torch.device("cpu"), max_epochs=12, train_data_loader=[batch], network=network, loss_function=objective,

@@ -60,7 +60,8 @@ def test_what_a_run_uses_otherwise_is_one_line_of_the_log(saved, caplog):
 
 @pytest.mark.parametrize(("options", "changed"), [
     ({"width": 4}, r"network.width 4 \(there 2\)"),
-    ({"out_channels": 3, "norm": "group"}, r'network.out_channels 3 \(there 2\); network.norm "group" \(there "batch"'),
+    ({"out_channels": 3, "norm": "instance"},
+     r'network.out_channels 3 \(there 2\); network.norm "instance" \(there "batch"'),
 ])  # fmt: skip
 def test_the_setting_that_makes_another_network_is_named(saved, options, changed):
     net = network(**options)

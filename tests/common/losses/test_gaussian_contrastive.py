@@ -6,6 +6,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.losses import gaussian_contrastive
 from common.losses.class_statistics import GaussianStats
 from common.losses.gaussian_contrastive import GaussianContrastiveLoss
 
@@ -65,8 +66,14 @@ def autograd(features, labels, stats, tau):
     return -torch.log_softmax(z, dim=1)[own] + s[own] / 2
 
 
-def loss(tau=0.5, reduction="none", **options):
-    return GaussianContrastiveLoss(tau, reduction, **options)
+def loss(tau=0.5, reduction="none"):
+    return GaussianContrastiveLoss(tau, reduction)
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """Several of them, the last one not full."""
+    monkeypatch.setattr(gaussian_contrastive, "CHUNK", 6)
 
 
 def test_value_worked_by_hand():
@@ -104,6 +111,7 @@ def test_reductions():
     assert each[0] == 0 and each[1:].tolist() == pytest.approx(values)
 
 
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", ["pixel", "class", "none"])
 @pytest.mark.parametrize("tau", [0.1, 0.5, 100.0])
@@ -115,19 +123,20 @@ def test_closed_gradient_same_as_autograd(kind, reduction, tau):
         "none": torch.linspace(-1, 2, 20, dtype=torch.float64),
     }[reduction]
     first, second = features.clone().requires_grad_(), features.clone().requires_grad_()
-    value = loss(tau, reduction, chunk=6)(first, labels, stats)
+    value = loss(tau, reduction)(first, labels, stats)
     (value @ weight if reduction == "none" else value).backward()
     (autograd(second, labels, stats, tau) @ weight).backward()
     torch.testing.assert_close(first.grad, second.grad, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", ["pixel", "class", "none"])
 def test_gradcheck(kind, reduction):
     (features, labels), stats = pixels(7), gaussians(kind)
     labels[2] = -1
     stats = changed(stats, valid=torch.tensor([True, True, False]))
-    function = loss(0.4, reduction, chunk=3)
+    function = loss(0.4, reduction)
     assert torch.autograd.gradcheck(lambda q: function(q, labels, stats), features.requires_grad_())
 
 
@@ -193,6 +202,7 @@ def test_nothing_to_count_gives_zero_with_zero_gradient(kind, reduction):
         assert q.grad.shape == q.shape and not q.grad.any()
 
 
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", ["pixel", "class", "none"])
 def test_ignored_pixels_and_unseen_classes_take_no_part(kind, reduction):
@@ -204,7 +214,7 @@ def test_ignored_pixels_and_unseen_classes_take_no_part(kind, reduction):
     features[0] = float("nan")
     keep = (labels >= 0) & (labels != 1)
     first, second = features.clone().requires_grad_(), features[keep].clone().requires_grad_()
-    value = loss(reduction=reduction, chunk=7)(first, labels, stats)
+    value = loss(reduction=reduction)(first, labels, stats)
     others = torch.tensor([0, 2, 3])
     left = GaussianStats(stats.mean[others], None if stats.cov is None else stats.cov[others], *[torch.ones(3) > 0] * 2)
     expected = loss(reduction=reduction)(second, torch.tensor([0, 9, 1, 2])[labels[keep]], left)
@@ -217,9 +227,8 @@ def test_ignored_pixels_and_unseen_classes_take_no_part(kind, reduction):
 
 def test_bad_input_is_refused():
     (features, labels), stats = pixels(), gaussians()
-    for options in ({"tau": 0}, {"chunk": 0}):
-        with pytest.raises(ValueError, match="temperature must be positive and chunk at least 1, got"):
-            loss(**options)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        loss(0)
     with pytest.raises(ValueError, match="reduction must be one of .*'mean'"):
         loss(reduction="mean")
     for q, y in ((features[:, :4], labels), (features[:9], labels), (features, labels[:, None]), (features[0], labels)):
@@ -252,10 +261,12 @@ def test_diagonal_same_as_full_with_a_diagonal():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk", [1, 7, 20, 1000])
-def test_the_chunk_size_changes_nothing(kind, chunk):
+def test_the_chunk_size_changes_nothing(kind, chunk, monkeypatch):
     (features, labels), stats = pixels(), gaussians(kind)
     first, second = features.clone().requires_grad_(), features.clone().requires_grad_()
-    values = [GaussianContrastiveLoss(chunk=size)(q, labels, stats) for size, q in ((chunk, first), (16384, second))]
+    values = [GaussianContrastiveLoss()(first, labels, stats)]
+    monkeypatch.setattr(gaussian_contrastive, "CHUNK", chunk)
+    values.append(GaussianContrastiveLoss()(second, labels, stats))
     torch.testing.assert_close(*values, rtol=1e-12, atol=0)
     for value in values:
         value.backward()
@@ -336,12 +347,13 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_larger_than_the_features_is_made_or_kept(kind):
+def test_nothing_larger_than_the_features_is_made_or_kept(kind, monkeypatch):
+    monkeypatch.setattr(gaussian_contrastive, "CHUNK", 50)
     (features, labels), stats = pixels(300, classes=6, width=4), gaussians(kind, classes=6, width=4)
     kept = []
     with Largest() as largest, saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        GaussianContrastiveLoss(chunk=50)(features.requires_grad_(), labels, stats).backward()
+        GaussianContrastiveLoss()(features.requires_grad_(), labels, stats).backward()
     assert largest.numel == features.numel() and sum(kept) <= features.numel() + 10
     with Largest() as largest, torch.no_grad():  # and no gradient where nobody asks
-        GaussianContrastiveLoss(chunk=50)(features, labels, stats)
+        GaussianContrastiveLoss()(features, labels, stats)
     assert largest.numel <= 300

@@ -74,8 +74,8 @@ def test_an_image_of_another_shape_is_refused_with_what_was_expected(shape):
     assert str(list(shape)) in str(error.value)
 
 
-@pytest.mark.parametrize(("dims", "norm"), [(2, "layer"), (1, "batch"), (4, "group")])
+@pytest.mark.parametrize(("dims", "norm"), [(2, "group"), (1, "batch"), (4, "instance")])
 def test_bad_options_are_refused(dims, norm):
     check_options(3, "batch")
-    with pytest.raises(ValueError, match=f"norm one of .*'group'.*got {dims} and '{norm}'"):
+    with pytest.raises(ValueError, match=f"norm one of .*'instance'.*got {dims} and '{norm}'"):
         check_options(dims, norm)

@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from common.semi_supervised import MeanTeacher, MeanTeacherConsistency, Supervised, sigmoid_ramp
+from common.semi_supervised import MeanTeacher, MeanTeacherConsistency, Supervised, mean_teacher, sigmoid_ramp
 
 TOTAL = 100
+
+
+@pytest.fixture
+def no_noise(monkeypatch):
+    monkeypatch.setattr(mean_teacher, "NOISE", 0.0)
 
 
 def gradients(loss, module):
@@ -20,9 +25,10 @@ def test_ramp():
     assert sigmoid_ramp(0, 0) == 1
 
 
+@pytest.mark.usefixtures("no_noise")
 @pytest.mark.parametrize("step", [0, 10, 40, 250])
 def test_consistency_by_hand(step, network, teacher, batch):
-    base = MeanTeacherConsistency(weight=0.3, noise=0.0)
+    base = MeanTeacherConsistency(weight=0.3)
     done = base(network, teacher, batch, step, TOTAL)
     found, taught = network(batch["unlabeled"]).softmax(1), teacher.network(batch["unlabeled"]).softmax(1)
     distance = sum((found[:, k] - taught[:, k]).square().sum() for k in range(3)) / found.numel()
@@ -38,7 +44,7 @@ def test_noise_only_on_the_teachers_input(passes, network, teacher, batch, input
     """Cut at two standard deviations; another one in each pass. Labelled and unlabelled images pass one by one."""
     student, taught = inputs_of(network), inputs_of(teacher.network)
     batch["unlabeled"] = torch.randn(4, 1, 64, 64)
-    MeanTeacherConsistency(noise=0.1, passes=passes)(network, teacher, batch, 5, TOTAL)
+    MeanTeacherConsistency(passes=passes)(network, teacher, batch, 5, TOTAL)
     assert len(student) == 2 and len(taught) == 1 + passes
     assert torch.equal(student[0], batch["image"]) and torch.equal(student[1], batch["unlabeled"])
     noise = torch.stack([image - batch["unlabeled"] for image in taught])
@@ -48,9 +54,10 @@ def test_noise_only_on_the_teachers_input(passes, network, teacher, batch, input
     assert abs(noise.mean()) < 0.002 and noise.flatten(1).unique(dim=0).shape[0] == 1 + passes
 
 
+@pytest.mark.usefixtures("no_noise")
 def test_the_students_consistency_gradient_alone(network, teacher, batch):
     """The target is a constant: the same gradient as with the teacher's chances written down."""
-    base = MeanTeacherConsistency(weight=1.0, ramp=0.0, noise=0.0)
+    base = MeanTeacherConsistency(weight=1.0, ramp=0.0)
     done = base(network, teacher, batch, 5, TOTAL)
     target = teacher.network(batch["unlabeled"]).softmax(1).detach()
     expected = gradients((network(batch["unlabeled"]).softmax(1) - target).square().mean(), network)
@@ -60,8 +67,9 @@ def test_the_students_consistency_gradient_alone(network, teacher, batch):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+@pytest.mark.usefixtures("no_noise")
 def test_unlabelled_voxels_are_the_teachers(network, teacher, batch):
-    done = MeanTeacherConsistency(noise=0.0, largest_component=False)(network, teacher, batch, 5, TOTAL)
+    done = MeanTeacherConsistency(largest_component=False)(network, teacher, batch, 5, TOTAL)
     logits, features = teacher(batch["unlabeled"])
     found = done.unlabelled
     assert torch.equal(found.logits, logits) and torch.equal(found.features, features)
@@ -83,13 +91,14 @@ def test_consistency_finds_no_pseudo_labels_of_its_own(network, teacher, batch, 
 # --- uncertainty ---
 
 
+@pytest.mark.usefixtures("no_noise")
 @pytest.mark.parametrize("step", [0, 15, 40])
 def test_certain_voxels_by_hand(step, network, batch, make_teacher):
     """Entropy of the teacher's chances below (3/4 + r/4) ln 3; without noise and dropout each pass is the same."""
     teacher = make_teacher(network)
     with torch.no_grad():
         teacher.network.classifier.weight.mul_(2)
-    done = MeanTeacherConsistency(noise=0.0, passes=2)(network, teacher, batch, step, TOTAL)
+    done = MeanTeacherConsistency(passes=2)(network, teacher, batch, step, TOTAL)
     found = network(batch["unlabeled"]).softmax(1).movedim(1, -1).reshape(-1, 3).tolist()
     taught = teacher.network(batch["unlabeled"]).softmax(1).movedim(1, -1).reshape(-1, 3).tolist()
     limit = (0.75 + 0.25 * sigmoid_ramp(step, 40)) * math.log(3)

@@ -17,6 +17,7 @@ from common.semi_supervised import (
     SemiSupervisedObjective,
     Supervised,
     TeacherUpdate,
+    mean_teacher,
 )
 
 TOTAL = 10
@@ -74,8 +75,9 @@ def same(module, other):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_logits_and_terms_are_the_bases():
-    network, objective = make(MeanTeacherConsistency(noise=0.0))
+def test_logits_and_terms_are_the_bases(monkeypatch):
+    monkeypatch.setattr(mean_teacher, "NOISE", 0.0)
+    network, objective = make(MeanTeacherConsistency())
     nn.init.normal_(objective.teacher.network.classifier.weight)  # it disagrees with the student
     logits, terms = objective(network, make_batch(), 3)
     done = objective.base(network, objective.teacher, make_batch(), 3, TOTAL)
