@@ -15,29 +15,24 @@ from common.data import DataError
 from common.data.output_dir import check_output_dir
 from common.data.temporary import remove_leftovers, replaced
 
+# Our own: regions of about the size of organs in slices of 128 x 128.
+SETTINGS = {"scale": 100.0, "sigma": 0.8, "min_size": 60}  # of felzenszwalb, which joins smaller regions to others
+MAX_SIZE = 2500  # pixels; larger regions are mostly background
+
 
 class Superpixels:
     """Felzenszwalb regions of every slice, cached on disk by the slices' content.
 
     Source: Ouyang et al., "Self-supervision with Superpixels", ECCV 2020; the segmentation is scikit-image's. The slice
-    is scaled to 0..1 first. Regions of ``min_size`` to ``max_size`` pixels brighter than air (a tenth of the scan's
+    is scaled to 0..1 first. Regions of 60 to 2500 pixels brighter than air (a tenth of the scan's
     intensity range) count: without these bounds half of the episodes are background.
 
     Args:
         cache_dir: folder for the regions (one file a scan), or null.
     """
 
-    def __init__(
-        self,
-        cache_dir: str | None = None,
-        scale: float = 100.0,
-        sigma: float = 0.8,
-        min_size: int = 60,
-        max_size: int = 2500,
-    ) -> None:
+    def __init__(self, cache_dir: str | None = None) -> None:
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.settings = {"scale": scale, "sigma": sigma, "min_size": min_size}
-        self.max_size = max_size
         self.regions: list[np.ndarray] = []
         self.table: list[tuple[int, int, list[int]]] = []
 
@@ -59,13 +54,13 @@ class Superpixels:
             for z, (image, region) in enumerate(zip(volume, regions, strict=True)):
                 size = np.bincount(region.ravel())
                 mean = np.bincount(region.ravel(), weights=image.ravel()) / np.maximum(size, 1)
-                fit = (size >= self.settings["min_size"]) & (size <= self.max_size) & (mean > air)
+                fit = (size >= SETTINGS["min_size"]) & (size <= MAX_SIZE) & (mean > air)
                 if fit.any():
                     self.table.append((index, z, np.flatnonzero(fit).tolist()))
         if not self.table:
             raise DataError(
-                f"no superpixel of {self.settings['min_size']} to {self.max_size} pixels in {len(scans)} scans: "
-                "set superpixel_share to 0, or sizes that suit the images."
+                f"no superpixel of {SETTINGS['min_size']} to {MAX_SIZE} pixels in {len(scans)} scans: "
+                "set superpixel_share to 0, or a larger image_size."
             )
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int, torch.Tensor]:
@@ -75,7 +70,7 @@ class Superpixels:
 
     def _scan_regions(self, volume: np.ndarray) -> np.ndarray:
         key = hashlib.sha256(
-            repr((volume.shape, sorted(self.settings.items()))).encode() + volume.tobytes()
+            repr((volume.shape, sorted(SETTINGS.items()))).encode() + volume.tobytes()
         ).hexdigest()
         file = None if self.cache_dir is None else self.cache_dir / f"{key[:32]}.npy"
         if file is not None and file.is_file():
@@ -88,4 +83,4 @@ class Superpixels:
 
     def _slice_regions(self, image: np.ndarray) -> np.ndarray:
         span = np.ptp(image)
-        return felzenszwalb((image - image.min()) / (span if span > 0 else 1.0), **self.settings)
+        return felzenszwalb((image - image.min()) / (span if span > 0 else 1.0), **SETTINGS)

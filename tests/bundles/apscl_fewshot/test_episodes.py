@@ -6,6 +6,7 @@ import torch
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined
 from torch.utils.data import DataLoader
 
+from apscl_fewshot import superpixels as module
 from apscl_fewshot.data import EpisodeDataset
 from apscl_fewshot.superpixels import Superpixels
 from common.data import DataError
@@ -30,8 +31,11 @@ def build(make_scan):
     return build
 
 
-def superpixels():
-    return Superpixels(scale=30.0, min_size=20, max_size=600)
+@pytest.fixture(autouse=True)
+def small_superpixels(monkeypatch):
+    """Regions of slices of 32 x 32."""
+    monkeypatch.setattr(module, "SETTINGS", {"scale": 30.0, "sigma": 0.8, "min_size": 20})
+    monkeypatch.setattr(module, "MAX_SIZE", 600)
 
 
 def augmentation():
@@ -56,7 +60,7 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_an_episode_depends_on_seed_epoch_and_index_alone(build, share):
-    options = {"augmentation": augmentation(), "superpixels": superpixels(), "superpixel_share": share, "flip": True}
+    options = {"augmentation": augmentation(), "superpixels": Superpixels(), "superpixel_share": share, "flip": True}
     data, same = build(**options), build(**{**options, "augmentation": augmentation()})
     forward = [data[i] for i in range(10)]
     torch.manual_seed(99)
@@ -98,7 +102,7 @@ def test_shapes_and_contents(build, shots):
 
 def test_masks_are_never_empty(build):
     """Not with an augmentation that pushes organs out, not with min_fg at its least."""
-    options = {"augmentation": augmentation(), "superpixels": superpixels(), "superpixel_share": 0.5, "flip": True}
+    options = {"augmentation": augmentation(), "superpixels": Superpixels(), "superpixel_share": 0.5, "flip": True}
     for data in (build(episodes=150, **options), build(episodes=150, min_fg=0)):
         for i in range(150):
             episode = data[i]
@@ -167,34 +171,35 @@ def test_a_pairing_that_is_impossible_takes_other_slices(build):
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, set(range(1, 3))), (1.0, {0}), (0.5, {0, 1, 2})])
 def test_share_of_superpixels(build, share, expected):
-    data = build(superpixels=superpixels(), superpixel_share=share, episodes=80)
+    data = build(superpixels=Superpixels(), superpixel_share=share, episodes=80)
     labels = [data[i]["label"] for i in range(80)]
     assert set(labels) == expected
     assert abs(labels.count(0) / 80 - share) < 0.2
 
 
 def test_a_superpixel_episode_shows_one_region_twice(build):
-    data = build(superpixels=superpixels(), superpixel_share=1.0, shots=2)
+    data = build(superpixels=Superpixels(), superpixel_share=1.0, shots=2)
     for i in range(10):
         episode = data[i]
         assert len(set(rows(episode))) == 1 and episode["label"] == 0
         for image, mask in zip(episode["support"], episode["support_mask"], strict=True):
             assert torch.equal(image, episode["query"]) and torch.equal(mask, episode["query_mask"])
-    moved = build(superpixels=superpixels(), superpixel_share=1.0, augmentation=augmentation())[0]
+    moved = build(superpixels=Superpixels(), superpixel_share=1.0, augmentation=augmentation())[0]
     assert not torch.equal(moved["support"][0], moved["query"])
 
 
 def test_superpixels_do_for_classes(build):
-    data = build(novel_labels=[1, 2, 3], superpixels=superpixels(), superpixel_share=0.3)
+    data = build(novel_labels=[1, 2, 3], superpixels=Superpixels(), superpixel_share=0.3)
     assert not data.table and {data[i]["label"] for i in range(10)} == {0}
     with pytest.raises(DataError, match="no class to train on.*name fewer, lower min_fg, or add superpixels"):
         build(novel_labels=[1, 2, 3])
     with pytest.raises(DataError, match="no class to train on"):
-        build(novel_labels=[1, 2, 3], superpixels=superpixels(), superpixel_share=0.0)
+        build(novel_labels=[1, 2, 3], superpixels=Superpixels(), superpixel_share=0.0)
 
 
-def test_without_a_share_no_superpixel_is_searched_for(build):
-    build(superpixels=Superpixels(min_size=5000, max_size=6000), superpixel_share=0.0)
+def test_without_a_share_no_superpixel_is_searched_for(build, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SIZE", 0)  # a search would find none and refuse
+    build(superpixels=Superpixels(), superpixel_share=0.0)
 
 
 def test_flips_mirror_support_and_query_together(build):

@@ -31,13 +31,20 @@ def searches(monkeypatch):
     return done
 
 
-def make(cache=None, **options):
-    return Superpixels(cache, **{"scale": 50.0, "sigma": 0.5, "min_size": 50, "max_size": 1200, **options})
+@pytest.fixture(autouse=True)
+def change(monkeypatch):
+    """Settings for images of 40 x 40, some of them changed."""
+    def change(max_size=1200, **settings):
+        monkeypatch.setattr(module, "SETTINGS", {"scale": 50.0, "sigma": 0.5, "min_size": 50, **settings})
+        monkeypatch.setattr(module, "MAX_SIZE", max_size)
+
+    change()
+    return change
 
 
 def test_regions_are_connected_pieces_of_the_sizes_and_brightness_asked_for(scans):
     """The square and the field count; the air is large enough and too dark."""
-    superpixels = make()
+    superpixels = Superpixels()
     superpixels.fit(scans)
     rng = np.random.default_rng(0)
     sizes = set()
@@ -54,7 +61,7 @@ def test_regions_are_connected_pieces_of_the_sizes_and_brightness_asked_for(scan
 
 
 def test_a_draw_depends_on_the_generator_alone(scans):
-    superpixels = make()
+    superpixels = Superpixels()
     superpixels.fit(scans)
     first, again = (superpixels.draw(np.random.default_rng(3)) for _ in range(2))
     assert first[:2] == again[:2] and torch.equal(first[2], again[2])
@@ -63,10 +70,10 @@ def test_a_draw_depends_on_the_generator_alone(scans):
 
 
 def test_a_second_fit_reads_the_files(scans, searches, tmp_path):
-    first = make(str(tmp_path / "cache"))
+    first = Superpixels(str(tmp_path / "cache"))
     first.fit(scans)
     assert len(searches) == 6 and len(list((tmp_path / "cache").iterdir())) == 2
-    second = make(str(tmp_path / "cache"))
+    second = Superpixels(str(tmp_path / "cache"))
     second.fit(scans)
     assert len(searches) == 6 and second.table == first.table
     assert all(np.array_equal(a, b) for a, b in zip(first.regions, second.regions, strict=True))
@@ -76,25 +83,27 @@ def test_a_second_fit_reads_the_files(scans, searches, tmp_path):
 def test_a_cache_that_is_no_folder_is_named_before_the_search(scans, searches, tmp_path):
     (tmp_path / "eval").touch()
     with pytest.raises(OSError, match="cache: expected a folder to write into, found a file .*choose another folder"):
-        make(str(tmp_path / "eval" / "cache")).fit(scans)
+        Superpixels(str(tmp_path / "eval" / "cache")).fit(scans)
     assert not searches
 
 
 @pytest.mark.parametrize("changed", ["image", "scale", "sigma", "min_size"])
-def test_a_changed_image_or_setting_is_segmented_anew(scans, searches, tmp_path, changed):
-    make(str(tmp_path)).fit(scans)
+def test_a_changed_image_or_setting_is_segmented_anew(scans, searches, tmp_path, change, changed):
+    Superpixels(str(tmp_path)).fit(scans)
     settings = {} if changed == "image" else {changed: {"scale": 60.0, "sigma": 0.6, "min_size": 55}[changed]}
     if changed == "image":
         scans[1]["image"] = scans[1]["image"].clone()
         scans[1]["image"][0, 0, 0, 0] += 0.5
-    make(str(tmp_path), **settings).fit(scans)
+    change(**settings)
+    Superpixels(str(tmp_path)).fit(scans)
     assert len(searches) == (9 if changed == "image" else 12)
     assert all(searches[-1][key] == value for key, value in settings.items())
 
 
-def test_bounds_that_need_no_new_search_use_the_files(scans, searches, tmp_path):
-    make(str(tmp_path)).fit(scans)
-    few = make(str(tmp_path), max_size=200)
+def test_bounds_that_need_no_new_search_use_the_files(scans, searches, tmp_path, change):
+    Superpixels(str(tmp_path)).fit(scans)
+    change(max_size=200)
+    few = Superpixels(str(tmp_path))
     few.fit(scans)
     assert len(searches) == 6 and few.draw(np.random.default_rng(0))[2].sum() <= 200
 
@@ -102,14 +111,16 @@ def test_bounds_that_need_no_new_search_use_the_files(scans, searches, tmp_path)
 def test_without_a_folder_nothing_is_written(scans, searches, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        make().fit(scans)
+        Superpixels().fit(scans)
     assert len(searches) == 12 and not list(tmp_path.iterdir())
 
 
-def test_no_region_is_an_error_that_says_what_to_do(scans):
+def test_no_region_is_an_error_that_says_what_to_do(scans, change):
+    change(min_size=1700, max_size=1800)
     with pytest.raises(DataError, match="no superpixel of 1700 to 1800 pixels in 2 scans: set superpixel_share to 0"):
-        make(min_size=1700, max_size=1800).fit(scans)
+        Superpixels().fit(scans)
+    change()
     for scan in scans:
         scan["image"] = torch.zeros_like(scan["image"])
     with pytest.raises(DataError, match="no superpixel"):
-        make().fit(scans)
+        Superpixels().fit(scans)
