@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from common.data.check import check_dataset
 from common.data.dataset import DataError, Dataset, read_dataset
-from common.data.output_dir import check_output_dir
 from common.report.file_names import file_name
 from common.semi_supervised.data import keep_labels
 from tools.bundles import home_of
@@ -45,7 +44,7 @@ def compare(
         The others are those of ``python -m tools compare --help``.
 
     Raises:
-        OSError: see :func:`.check_output_dir`.
+        OSError: see :func:`.claim_folders`.
         SystemExit: with the text of the error, when nothing can be run; with code 1, when a run has failed.
     """
     home = home_of(bundle)
@@ -66,7 +65,6 @@ def compare(
     folder = folder.absolute()
     shared = settings["overrides"] | dict(overrides or {}) | {"dataset_dir": str(dataset.directory)}
     runs = make_runs(configs, settings["variants"], grid, shared, folder)
-    check_output_dir(folder)
     claim_folders(runs)
     failed = run_all(runs, processes)
     everyones = {key: value for key, value in shared.items() if key not in fixed}

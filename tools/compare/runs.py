@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from common.data.output_dir import check_output_dir
 from common.data.temporary import replaced
 from common.engine import root_cause
 
@@ -83,6 +84,7 @@ def claim_folders(runs: Sequence[Run]) -> None:
     """Store each run's configuration in its folder as ``run.json``: results of two configurations must not mix.
 
     Raises:
+        OSError: see :func:`.check_output_dir`.
         SystemExit: a folder holds results, or a checkpoint, of another configuration; or an override is unknown.
     """
     problems = []
@@ -98,7 +100,7 @@ def claim_folders(runs: Sequence[Run]) -> None:
         todo = "give another --output, or delete these folders to run them again"
         raise SystemExit("\n  ".join([f"these runs were made with another configuration; {todo}:", *shown]))
     for run in runs:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        check_output_dir(run.folder)
         _write(run.folder / RUN_FILE, json.dumps(configs[run.folder], indent=1))
 
 
