@@ -45,6 +45,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     for later in (signal.SIGTERM, signal.SIGINT):
         signal.signal(later, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):  # where a whole job is ended its workers are told too; torch calls that an error
+        signal.signal(signal.SIGCHLD, lambda *_: None)
     _signal = number
     atexit.register(_say, number)  # as the last line, behind what others have to say of the exit
     last_resort = Timer(GRACE, _end_at_once)
