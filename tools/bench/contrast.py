@@ -22,7 +22,7 @@ def contrast(repeats: int) -> list[dict]:
     for kind in ("full", "diag"):
         statistics = ClassStatistics(CLASSES, WIDTH, cov=kind)
         statistics.update(features + 0.1 * F.one_hot(labels, WIDTH), labels)
-        stats[kind] = statistics.snapshot()
+        stats[kind] = statistics.pooled()
     loss = GaussianContrastiveLoss(TEMPERATURE)
     forms: dict[str, Callable] = {
         "full": lambda q: loss(q, labels, stats["full"]),

@@ -45,14 +45,15 @@ def test_every_row_of_a_comparison_trains(bundle, tmp_path, name):
     overrides, rows = bundle.rows(name)
     short = {"iterations_per_epoch": 1, "batch_size": 2} | bundle.sizes
     classifiers, losses = [], set()
-    for overlays, own in rows:
+    for number, (overlays, own) in enumerate(rows):
+        folder = tmp_path / str(number)
         torch.manual_seed(0)
         # the only step already sees unlabelled images
         first = {"base::mixer::pretrain": 0.0} if "base::mixer" in own else {}
         first |= {"base::pretrain": 0.0} if overlays == ["bcp"] else {}
-        check_parts(bundle.build(tmp_path, data, overlays, **overrides | short | own), *overlays or [""], own)
+        check_parts(bundle.build(folder, data, overlays, **overrides | short | own), *overlays or [""], own)
         torch.manual_seed(0)
-        trainer = bundle.build(tmp_path, data, overlays, **overrides | short | own | {"max_epochs": 1} | first)
+        trainer = bundle.build(folder, data, overlays, **overrides | short | own | {"max_epochs": 1} | first)
         classifiers.append(trainer.network.classifier.weight.clone())
         trainer.run()
         learning = [each for group in trainer.optimizer.param_groups for each in group["params"]]

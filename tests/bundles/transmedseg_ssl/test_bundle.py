@@ -102,7 +102,7 @@ def test_photographs(bundle, tmp_path):
 def test_a_classifier_too_narrow_for_the_augmentation_is_refused_before_the_first_update(bundle, tmp_path):
     options = bundle.tiny | {"patch_size": [32, 32, 16], "network_def::width": 3, "batch_size": 2, "max_epochs": 1,
                              "base::pretrain": 0.9}  # fmt: skip
-    bundle.build(tmp_path, overlays=["volume"], **options, feature_augmentation=None).run()
+    bundle.build(tmp_path / "without", overlays=["volume"], **options, feature_augmentation=None).run()
     trainer = bundle.build(tmp_path, overlays=["volume"], **options)
     with pytest.raises(ValueError, match="with no more inputs than outputs: give the network more channels"):
         trainer.run()

@@ -27,12 +27,12 @@ def test_every_row_of_a_comparison_trains(bundle, tmp_path, name):
     overrides, rows = bundle.rows(name)
     short = {"max_epochs": 1, "iterations_per_epoch": 1, "batch_size": 2, "network_def::width": 4, "amp": False}
     losses = set()
-    for overlays, own in rows:
+    for number, (overlays, own) in enumerate(rows):
         volumes = "volume" in overlays
         # the first step already sees unlabelled images
         pretrain = {} if {*overlays} & {*BASES} else {"base::pretrain": 0.0}
         options = overrides | short | {"patch_size": [16] * 3 if volumes else [32, 32]} | pretrain | own
-        trainer = bundle.build(tmp_path, data, overlays, **options)
+        trainer = bundle.build(tmp_path / str(number), data, overlays, **options)
         assert isinstance(trainer.network, VNet if volumes else UNet)
         objective = trainer.loss_function
         (kind,) = {BASES[overlay] for overlay in overlays if overlay in BASES} or {CopyPaste}
