@@ -84,6 +84,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # of another user, or no such number
-        return True
+    except (OSError, OverflowError):  # of another user, or no number of a process: not ours to judge
+        pass
     return True

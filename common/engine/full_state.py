@@ -112,7 +112,7 @@ class FullStateCheckpoint:
         if self._saved:
             return (f"The state after epoch {self._saved} of {engine.state.max_epochs} is in {self.path}: the same "
                     "command with `--resume True` goes on from there.")  # fmt: skip
-        return "No epoch had ended, so that no state is saved: start again with the same command."
+        return "No state of this run is saved yet: start again with the same command."
 
     def _refuse_another_training(self) -> None:
         """A folder holds one training: the model of one must not be reported or exported as that of another."""
