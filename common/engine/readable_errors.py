@@ -8,6 +8,8 @@ from types import TracebackType
 
 from common.data import DataError
 
+from .stopping import end_if_stopped
+
 # how the texts begin that MONAI wraps around an error; they name no cause
 WRAPPERS = ("Failed to instantiate", "Failed to evaluate", "applying transform")
 _main_process: int | None = None
@@ -38,6 +40,7 @@ def make_errors_readable() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    end_if_stopped()  # what a run that was told to end has left half done may fail in any way
     if _main_process not in (None, os.getpid()) and isinstance(error, (ConnectionError, EOFError)):
         return  # a worker whose process has ended has nothing to tell
     cause = root_cause(error)

@@ -48,7 +48,7 @@ def test_a_stopped_training_says_where_it_can_go_on(launch, tmp_path, number, co
     time.sleep(0.3)  # anywhere in an epoch
     process.send_signal(number)
     found, line = end(process)
-    assert found == code
+    assert found == code, line
     name = {143: "SIGTERM", 130: "Ctrl-C"}[code]
     epoch = load_checkpoint(checkpoint)["epoch"]
     assert line == (f"Stopped by {name}. The state after epoch {epoch} of 10000 is in {checkpoint}: the same command "
