@@ -1,5 +1,6 @@
 """Runs that share a folder, and runs that are stopped, as a user has them: processes of their own."""
 
+import json
 import os
 import signal
 import time
@@ -9,17 +10,42 @@ import pytest
 from common.engine import load_checkpoint
 
 ENDLESS = {"max_epochs": 10000, "iterations_per_epoch": 1, "val_interval": 10000}
+# a handler that sends its own process a signal, beside the configs
+STOP = """
+import os
+from ignite.engine import Events
+
+class Stop:
+    def __init__(self, number, moment, evaluator=None):
+        self.number, self.moment, self.evaluator = number, moment, evaluator
+
+    def attach(self, engine):
+        if self.moment == "report":
+            self.evaluator.score = self.stop
+        elif self.moment == "validation":
+            self.evaluator.add_event_handler(Events.ITERATION_STARTED, self.stop)
+        else:
+            engine.add_event_handler(Events.STARTED if self.moment == "start" else Events.ITERATION_COMPLETED, self.stop)
+
+    def stop(self, *_):
+        os.kill(os.getpid(), self.number)
+"""
 
 
 @pytest.fixture
 def launch(tiny_bundle, start_bundle, tmp_path):
-    """Starts a training of a tiny network, in the same folders each time; ends what is left of it."""
-    bundle, started = tiny_bundle("transmedseg_ssl"), []
+    """Starts a run of a tiny network, in the same folders each time; ends what is left of it."""
+    started = []
 
-    def launch(**overrides):
-        files = str(bundle.config("train", "supervised"))
-        options = bundle.options(tmp_path, **ENDLESS | overrides)
-        started.append(start_bundle("--config_file", files, cwd=tmp_path, **options))
+    def launch(name="transmedseg_ssl", configs=("train", "supervised"), overlay=None, **overrides):
+        bundle = tiny_bundle(name)
+        files = bundle.config(*configs)
+        if overlay is not None:
+            (tmp_path / "stop_here.py").write_text(STOP)
+            (tmp_path / "overlay.json").write_text(json.dumps(overlay))
+            files.append(str(tmp_path / "overlay.json"))
+        options = bundle.options(tmp_path, **ENDLESS) if configs[0] == "train" else bundle.places(tmp_path)
+        started.append(start_bundle("--config_file", str(files), cwd=tmp_path, **options | overrides))
         return started[-1]
 
     yield launch
@@ -73,3 +99,39 @@ def test_a_folder_has_one_run_at_a_time_and_one_training(launch, tmp_path):
     assert os.stat(checkpoint).st_mtime_ns == before
     assert [file.name for file in checkpoint.parent.iterdir()] == ["checkpoint.pt"]
     assert end(launch(max_epochs=2, learning_rate=0.001))[0] == 0  # the same training anew
+
+
+# bundle, signal, the moment; epochs whose state is kept
+MOMENTS = [("diffcl_ssl", signal.SIGINT, "start", 0), ("transmedseg_ssl", signal.SIGTERM, "validation", 0),
+           ("diffcl_ssl", signal.SIGTERM, "report", 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "number", "moment", "kept"), MOMENTS, ids=[one[2] for one in MOMENTS])
+def test_a_training_is_stopped_at_any_moment(launch, tmp_path, name, number, moment, kept):
+    stop = {"_target_": "stop_here.Stop", "number": int(number), "moment": moment, "evaluator": "@validate::evaluator"}
+    options = {"name": name, "max_epochs": 2, "val_interval": 1}
+    found, line = end(launch(overlay={"+train::handlers": [stop]}, **options))
+    assert found == 128 + number, line
+    assert line.startswith(f"Stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}. ")
+    checkpoint = tmp_path / "models" / "checkpoint.pt"
+    kept_files = ["checkpoint.pt", "model.json", "model.pt"] if kept else []
+    assert sorted(file.name for file in checkpoint.parent.iterdir()) == kept_files
+    if not kept:
+        assert line.endswith("No state of this run is saved yet: start again with the same command.")
+        return
+    assert line.endswith(f"The state after epoch {kept} of 2 is in {checkpoint}: the same command with `--resume True` "
+                         "goes on from there.")  # fmt: skip
+    assert end(launch(resume=True, **options))[0] == 0
+    assert {"cases.csv", "summary.md"} <= {file.name for file in (tmp_path / "eval").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["transmedseg_ssl", "diffcl_ssl"])
+def test_an_inference_that_is_stopped_says_what_is_written(launch, tiny_bundle, tmp_path, name):
+    bundle = tiny_bundle(name)
+    bundle.save(tmp_path, **bundle.sizes)
+    stop = {"_target_": "stop_here.Stop", "number": int(signal.SIGTERM), "moment": "an image is done"}
+    found, line = end(launch(name, ["inference"], overlay={"+handlers": [stop]}))
+    assert (found, line) == (143, f"Stopped by SIGTERM. 1 label map is written, whole, in {tmp_path / 'eval'}. Start "
+                                  "again with the same command, which does everything anew.")  # fmt: skip
+    assert [file.name for file in (tmp_path / "eval").glob("*_seg*")] == ["validation_1_seg.nii.gz"]
+    assert not list((tmp_path / "eval").glob(".*.part*"))
