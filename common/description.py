@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def rebuild(description: Mapping[str, Any], **changes: Any) -> Any:
         )
     cls = _CLASSES[name]
     given = {key: _rebuild_parts(value) for key, value in {**description, **changes}.items() if key != CLASS}
-    _check_arguments(cls, given)
+    _check_arguments(cls, given, changes)
     try:
         return cls(**given)
     except Exception as error:  # a text in place of a number fails anywhere, such as in a library
@@ -112,17 +113,23 @@ def _rebuild_parts(value: Any) -> Any:
     return [_rebuild_parts(part) for part in value] if isinstance(value, list) else value
 
 
-def _check_arguments(cls: type, given: Mapping[str, Any]) -> None:
+def _check_arguments(cls: type, given: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """An argument that is missing would silently take the default of today."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     expected = {one.name: one.default for one in parameters if one.name not in cls._left_out}
-    problems = [f"expected `{key}`, found none{_today(expected[key])}" for key in expected if key not in given]
-    problems += [f"found `{key}`, which it does not take" for key in given if key not in expected]
-    if problems:
-        raise ValueError(
-            f"model.json, {_name(cls)}: {'; '.join(problems)}. The model is of another release, or its file was "
-            "edited: use the release that trained it, or correct the file."
-        )
+    in_file = [f"expected `{key}`, found none{_today(expected[key])}" for key in expected if key not in given]
+    in_file += [f"found `{key}`, which it does not take" for key in given if key not in {**expected, **changes}]
+    misspelt = [f"found the override `{key}`, which it does not take: {_meant(key, expected)}"
+                for key in changes if key not in expected]  # fmt: skip
+    if in_file or misspelt:
+        todo = ["The model is of another release, or its file was edited: use the release that trained it, or correct "
+                "the file."] * bool(in_file) + ["Correct or leave out the override."] * bool(misspelt)  # fmt: skip
+        raise ValueError(f"model.json, {_name(cls)}: {'; '.join(in_file + misspelt)}. {' '.join(todo)}")
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    near = get_close_matches(key, list(known), n=1)
+    return f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known)}"
 
 
 def _today(default: Any) -> str:

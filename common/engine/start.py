@@ -14,13 +14,14 @@ from .readable_errors import make_errors_readable, on_command_line
 from .stopping import on_stop, stop_readably
 
 
-def start(folders: Sequence[str]) -> list[FolderLock]:
+def start(folders: Sequence[str], label_maps: bool = False) -> list[FolderLock]:
     """Refuse misspelt overrides, see to it that errors and signals end readably, try and lock the folders.
 
     A config's first step.
 
     Args:
         folders: that the run writes into; they are made where they are missing.
+        label_maps: whether these are what it writes, into the last folder; a signal's line then counts them.
 
     Returns:
         what keeps other runs out of the folders; MONAI holds it until the last step of ``run`` has ended.
@@ -38,16 +39,18 @@ def start(folders: Sequence[str]) -> list[FolderLock]:
     for lock in locks:
         if lock.locked:  # else a living run of another computer may be writing there
             remove_leftovers(lock.folder)
-    before = _label_maps(checked)
-    on_stop(lambda: _what_is_written(len(_label_maps(checked) - before), checked))
+    if label_maps:
+        folder = checked[-1]
+        before = _label_maps(folder)
+        on_stop(lambda: _what_is_written(len(_label_maps(folder) - before), folder))
     return locks
 
 
-def _label_maps(folders: Sequence[Path]) -> set[tuple[str, int]]:
+def _label_maps(folder: Path) -> set[tuple[str, int]]:
     """Those there are, each with its number on the disk: one that is written again has another."""
-    return {(str(file), file.stat().st_ino) for folder in folders for file in folder.glob("*_seg.*")}
+    return {(file.name, file.stat().st_ino) for file in folder.glob("*_seg.*")}
 
 
-def _what_is_written(maps: int, folders: Sequence[Path]) -> str:
-    written = f"{maps} label map{'s are' if maps != 1 else ' is'} written, whole, in {folders[-1]}. " if maps else ""
+def _what_is_written(maps: int, folder: Path) -> str:
+    written = f"{maps} label map{'s are' if maps != 1 else ' is'} written, whole, in {folder}. " if maps else ""
     return f"{written}Start again with the same command, which does everything anew."

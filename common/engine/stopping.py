@@ -10,6 +10,7 @@ from collections.abc import Callable
 from threading import Timer
 from types import FrameType
 
+AGAIN = "Start again with the same command."  # what the line says where a run has nothing to add
 GRACE = 20.0  # seconds in which a stopped command may end by itself
 _advice: list[Callable[[], str]] = []
 _main_process: int | None = None
@@ -58,7 +59,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _say(number: int) -> None:
     if os.getpid() == _main_process and os.environ.get("RANK", "0") == "0":
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        sys.stderr.write(f"\nStopped by {name}. {_advice[0]() if _advice else ''}\n")
+        sys.stderr.write(f"\nStopped by {name}. {_advice[0]() if _advice else AGAIN}\n")
         sys.stderr.flush()
 
 

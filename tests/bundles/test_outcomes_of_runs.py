@@ -76,7 +76,7 @@ RUNS = {
     "# in the output": ({"output_dir": "FOLDER/a#b"}, ValueError, "expected a folder to write into without #.*choose"),
     "a number as output": ({"output_dir": 20240301}, ValueError, "expected a path, found 20240301.*write it with"),
     "misspelt override": ({"output_dirr": "x"}, ValueError, "override --output_dirr: did you mean --output_dir"),
-    "misspelt part": ({"preprocessing_def::chanels": 2}, ValueError, "chanels(: did you mean|`, which it does not)"),
+    "misspelt part": ({"preprocessing_def::chanels": 2}, ValueError, "chanels(: did|`.*: did) you mean .*channels"),
     "unknown _target_": ({"network_def::_target_": "common.networks.VNett"}, Exception, "common.networks.VNett"),
 }  # fmt: skip
 

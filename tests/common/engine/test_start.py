@@ -102,6 +102,8 @@ def test_what_a_stopped_inference_has_written_is_counted(tmp_path, monkeypatch):
         (maps / name).touch()
     monkeypatch.setattr(stopping, "_advice", [])
     locks = start([str(maps)])
+    assert locks and not stopping._advice  # a training or an evaluation writes none
+    locks = start([str(maps)], label_maps=True)
     advice = stopping._advice[0]
     assert locks and advice() == "Start again with the same command, which does everything anew."
     (maps / "new").touch()
