@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +138,19 @@ def test_an_inference_that_is_stopped_says_what_is_written(launch, tiny_bundle, 
                                   "again with the same command, which does everything anew.")  # fmt: skip
     assert [file.name for file in (tmp_path / "eval").glob("*_seg*")] == ["validation_1_seg.nii.gz"]
     assert not list((tmp_path / "eval").glob(".*.part*"))
+
+
+def test_a_comparison_that_is_stopped_says_so_last(tiny_bundle, tmp_path):
+    bundle = tiny_bundle("transmedseg_ssl")
+    line = ["-m", "tools", "compare", bundle.name, "--dataset_dir", str(bundle.data), "--output", str(tmp_path)]
+    options = bundle.tiny | ENDLESS | {"variants": "supervised", "seeds": 0}
+    flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    process = subprocess.Popen([sys.executable, *line, *flags], cwd=Path(__file__).parents[2], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    try:
+        wait_for(lambda: list(tmp_path.glob("runs/*/*/models/checkpoint.pt")), process)
+        process.send_signal(signal.SIGTERM)
+        assert end(process) == (143, "Stopped by SIGTERM. 0 of 1 runs are done; the same command goes on.")
+    finally:
+        process.kill()
+        process.wait()

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from tqdm import tqdm
+
 from .plan import Run
 from .runs import do_run
 
@@ -64,6 +66,8 @@ def _answer(process: BaseProcess, connection: Connection) -> str | None:
 def _work(connection: Connection, threads: int | None) -> None:
     """A worker's life: runs come in, errors (or None) go out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    # tqdm's own is of the system and outlives a process that is ended, which Python tells of behind our last line
+    tqdm.set_lock(threading.RLock())
 
     def end_with_parent() -> None:
         multiprocessing.parent_process().join()
