@@ -14,6 +14,7 @@ from common.data.check import CaseFacts
 from common.data.dataset import SPLITS, DataError, Dataset, read_dataset
 from common.data.photograph import is_photograph
 from common.engine import root_cause
+from common.engine.overrides import repeated_in_configs
 from tools.bundles import home_of, put_on_path
 
 
@@ -40,6 +41,8 @@ def check(
     absent = [file for file in files if not Path(file).is_file()]
     if absent:
         raise SystemExit(f"config_file: expected files, found none at {', '.join(absent)}")
+    if repeated := repeated_in_configs(files):
+        raise SystemExit("\n".join(repeated))
     settings = ConfigParser()
     settings.read_config(files)
     unknown = [key for key in overrides or {} if key.split("::")[0] not in settings.config]

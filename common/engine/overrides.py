@@ -1,11 +1,13 @@
-"""Refuse misspelt overrides on the command line, which MONAI takes as new keys that nobody reads."""
+"""Refuse misspelt overrides on the command line, which MONAI takes as new keys that nobody reads; and repeated keys."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from os import PathLike
 from pydoc import locate
 from typing import Any
 
@@ -20,6 +22,7 @@ from monai.bundle import (
     update_kwargs,
 )
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
+from monai.utils import ensure_tuple
 
 from .readable_errors import on_command_line
 
@@ -32,7 +35,7 @@ _ARGUMENTS = {
 
 
 def refuse_unknown_keys() -> None:
-    """Check the overrides of the running ``monai.bundle run`` against the keys of its config files.
+    """Check the config files of the running ``monai.bundle run``, and its overrides against their keys.
 
     Unknown is a top-level key, or a part of a nested one, that no config file has; the files include the user's own
     overlays, which may add keys. A component (a section with ``_target_``) has the arguments of its class besides; one
@@ -43,19 +46,41 @@ def refuse_unknown_keys() -> None:
     nothing is checked.
 
     Raises:
-        ValueError: unknown keys; all of them, each with the nearest known one. On the command line SystemExit with the
-            same text, because MONAI would wrap an error and bury the text in a traceback of fifty lines.
+        ValueError: keys that stand twice in a file, and unknown ones; all of them, each of these with the nearest known
+            one. On the command line SystemExit with the same text, because MONAI would wrap an error and bury the text
+            in a traceback of fifty lines.
     """
     arguments = _arguments_of_run()
     if not arguments.get("config_file"):
         return
+    repeated = repeated_in_configs(arguments["config_file"])
     config = ConfigParser.load_config_files(arguments["config_file"])
     known = set(config) | {ConfigParser.meta_key} | _tracking_keys(arguments.get("tracking"))
     overrides = {ReferenceResolver.normalize_id(key) for key in arguments.keys() - _ARGUMENTS}
     problems = [problem for key in sorted(overrides) if (problem := _problem(key, config, known, overrides))]
-    if problems:
-        lines = [*problems, f"Known are the keys of {arguments['config_file']}; nothing was run."]
+    if repeated or problems:
+        known_keys = [f"Known are the keys of {arguments['config_file']}; nothing was run."]
+        lines = [*repeated, *problems, *(known_keys if problems else ["Nothing was run."])]
         raise (SystemExit if on_command_line() else ValueError)("\n".join(lines))
+
+
+def repeated_in_configs(files: str | PathLike | Sequence[str | PathLike] | Mapping) -> list[str]:
+    """One line for each key that stands twice in one object of a config file: MONAI warns, and takes the last.
+
+    Args:
+        files: as MONAI's ``config_file``.
+    """
+    if isinstance(files, Mapping):
+        return []
+    problems = []
+    for file in ensure_tuple(files):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ConfigParser.load_config_file(file)
+        texts = [str(warning.message) for warning in caught]
+        found = [text.removeprefix("Duplicate key: ") for text in texts if text.startswith("Duplicate key: ")]
+        problems += [f"{file}: expected each key once in an object, found {key} twice; remove one" for key in found]
+    return problems
 
 
 def _arguments_of_run() -> dict[str, Any]:

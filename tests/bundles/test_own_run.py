@@ -28,7 +28,8 @@ class Stop:
         elif self.moment == "validation":
             self.evaluator.add_event_handler(Events.ITERATION_STARTED, self.stop)
         else:
-            engine.add_event_handler(Events.STARTED if self.moment == "start" else Events.ITERATION_COMPLETED, self.stop)
+            event = Events.STARTED if self.moment == "start" else Events.ITERATION_COMPLETED
+            engine.add_event_handler(event, self.stop)
 
     def stop(self, *_):
         os.kill(os.getpid(), self.number)

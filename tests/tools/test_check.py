@@ -153,6 +153,9 @@ def test_the_config_files_of_the_training(bundle, folder, tmp_path, capsys):
                                                        config_file=[str(train), str(more)])  # fmt: skip
     text = exit_of(bundle, str(folder), config_file="nowhere.json")
     assert text == "config_file: expected files, found none at nowhere.json"
+    more.write_text('{"labelled": 1, "labelled": 2}')
+    text = exit_of(bundle, str(folder), config_file=[str(train), str(more)])
+    assert text == f"{more}: expected each key once in an object, found `labelled` twice; remove one"
 
 
 def test_an_error_of_the_configuration_itself_keeps_its_traceback(bundle, folder):

@@ -18,6 +18,7 @@ from typing import Any
 from common.data.output_dir import check_output_dir
 from common.data.temporary import replaced
 from common.engine import root_cause
+from common.engine.overrides import repeated_in_configs
 
 from .plan import Run
 
@@ -114,10 +115,12 @@ def effective_config(run: Run) -> dict[str, Any]:
     """The configuration of a run as MONAI merges it, unresolved.
 
     Raises:
-        SystemExit: an override of what no config file has.
+        SystemExit: an override of what no config file has, or a key twice in one of them.
     """
     from monai.bundle import ConfigParser
 
+    if repeated := repeated_in_configs(run.config_files):
+        raise SystemExit("\n".join(repeated))
     parser = ConfigParser()
     parser.read_config(run.config_files)
     unknown = []

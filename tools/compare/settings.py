@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.data import DataError
+from common.data.json_file import read_json
+
 KEYS = {"overrides": dict, "grid": dict, "tables": list, "floor": dict}  # all others are groups
 TABLE_KEYS = {"measure": str, "columns": list, "less_is_better": bool, "title": str}
 TABLE_DEFAULTS = {"less_is_better": False, "title": ""}
@@ -37,9 +40,9 @@ def read_settings(file: Path, group: str) -> dict[str, Any]:
     if not file.is_file():
         raise SystemExit(f"{file}: expected the settings of the comparison, found no such file")
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SystemExit(f"{file}: expected JSON, found an error: {error}") from error
+        settings = read_json(file)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
     given = {"floor": {}} | settings
     problems = _problems(given, group)
     if problems:

@@ -102,6 +102,27 @@ def test_an_overlay_of_the_user_may_add_keys(config):
     assert "did you mean --warmup?" in refused(error)
 
 
+def test_a_key_twice_in_a_file_is_refused_with_all_others(config, tmp_path):
+    """MONAI warns, and takes the last."""
+    overlay, yaml = tmp_path / "mine.json", tmp_path / "mine.yaml"
+    overlay.write_text('{"max_epochs": 3, "train::lists": [{"a": 1, "a": 2}], "max_epochs": 4}')
+    yaml.write_text("device: cpu\ndevice: cuda\n")
+    files = [config(), str(overlay), str(yaml)]
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=files, max_epoch=1)
+    assert refused(error).splitlines() == [
+        f"{overlay}: expected each key once in an object, found `a` twice; remove one",
+        f"{overlay}: expected each key once in an object, found `max_epochs` twice; remove one",
+        f"{yaml}: expected each key once in an object, found `device` twice; remove one",
+        "unknown override --max_epoch: did you mean --max_epochs?",
+        f"Known are the keys of {files}; nothing was run."]
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=[config(), str(yaml)])
+    assert refused(error).endswith("Nothing was run.")
+    with pytest.warns(UserWarning, match="Duplicate key"):
+        ConfigWorkflow([config(), str(yaml)])  # where MONAI's run is not used
+
+
 def test_arguments_file(config):
     run(args_file=config("args.json", {"config_file": config(), "max_epochs": 5}))
     with pytest.raises(RuntimeError) as error:

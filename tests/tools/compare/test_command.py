@@ -165,6 +165,14 @@ def test_overlay_file_and_default_folder(command, bundles, screen):
     assert "| overlay    | 81.2  | 75.0   | 78.1 |" in screen.readouterr().out  # a gain of 50 comes from its file
 
 
+def test_a_key_twice_in_an_overlay_is_refused_before_anything_is_written(command, bundles, tmp_path):
+    other = bundles / "toy_bundle" / "configs" / "other.json"
+    other.write_text('{"seed": 1, "seed": 2}')
+    with pytest.raises(SystemExit, match="other.json: expected each key once in an object, found `seed` twice"):
+        command(axes={"seeds": 0, "folds": 0, "labels": 1})
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_last_of_several_overlays_goes_before_the_others(command, bundles, screen):
     configs = bundles / "toy_bundle" / "configs"
     score = json.loads((configs / "other.json").read_text())["score"]

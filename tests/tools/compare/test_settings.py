@@ -87,7 +87,8 @@ def test_refused_floors(read, floor, message):
         read(SETTINGS | {"floor": floor})
 
 
-@pytest.mark.parametrize("content, message", [(None, "no such file"), ("{", "expected JSON")])
+@pytest.mark.parametrize("content, message", [(None, "no such file"), ("{", "expected JSON"),
+                                              ('{"grid": {}, "grid": {}}', "`grid`: expected once in an object")])
 def test_missing_or_broken_settings(tmp_path, content, message):
     if content is not None:
         (tmp_path / "compare.json").write_text(content)
