@@ -33,6 +33,20 @@ class Stop:
 
     def stop(self, *_):
         os.kill(os.getpid(), self.number)
+
+class KillAtWrite:
+    def __init__(self, ending):
+        replace = os.replace
+
+        def killed(source, target):
+            if str(target).endswith(ending):
+                os.kill(os.getpid(), 9)
+            replace(source, target)
+
+        os.replace = killed
+
+    def attach(self, engine):
+        pass
 """
 
 
@@ -139,6 +153,42 @@ def test_an_inference_that_is_stopped_says_what_is_written(launch, tiny_bundle, 
                                   "again with the same command, which does everything anew.")  # fmt: skip
     assert [file.name for file in (tmp_path / "eval").glob("*_seg*")] == ["validation_1_seg.nii.gz"]
     assert not list((tmp_path / "eval").glob(".*.part*"))
+
+
+def killed_at(ending):
+    return [{"_target_": "stop_here.KillAtWrite", "ending": ending}]
+
+
+def names_in(folder):
+    return {file.name for file in folder.iterdir() if not file.name.startswith("events.")}
+
+
+def test_a_training_that_is_killed_while_it_writes_is_done_again_cleanly(launch, tmp_path):
+    models, report = tmp_path / "models", tmp_path / "eval"
+    options = {"max_epochs": 2, "resume": False}
+    for ending, left in (("checkpoint.pt", set()), ("model.pt", {"checkpoint.pt"}),
+                         ("cases.csv", {"checkpoint.pt", "model.pt", "model.json"})):  # fmt: skip
+        process = launch(overlay={"+train::handlers": killed_at(ending)}, **options)
+        process.communicate()
+        assert process.returncode == -9
+        written = [*models.glob(".*.part*"), *report.glob(".*.part*")]
+        assert len(written) == 1 and names_in(models) - {written[0].name} == left
+        options["resume"] = bool(left)
+    assert end(launch(**options))[0] == 0
+    assert names_in(models) == {"checkpoint.pt", "model.pt", "model.json"}
+    assert names_in(report) == {"cases.csv", "summary.md"}
+
+
+def test_an_inference_that_is_killed_while_it_writes_is_done_again_cleanly(launch, tiny_bundle, tmp_path):
+    name = "diffcl_ssl"
+    bundle = tiny_bundle(name)
+    bundle.save(tmp_path, **bundle.sizes)
+    process = launch(name, ["inference"], overlay={"+handlers": killed_at("validation_2_seg.nii.gz")})
+    process.communicate()
+    assert process.returncode == -9 and len(list((tmp_path / "eval").glob(".*.part*"))) == 1
+    assert end(launch(name, ["inference"]))[0] == 0
+    expected = {name for i in (1, 2) for name in (f"validation_{i}_seg.nii.gz", f"found_validation_{i}.png")}
+    assert names_in(tmp_path / "eval") == expected
 
 
 def test_a_comparison_that_is_stopped_says_so_last(tiny_bundle, tmp_path):
