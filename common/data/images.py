@@ -9,6 +9,7 @@ from .check import check_cases
 from .dataset import read_dataset, refuse_other_kinds
 from .errors import DataError
 from .items import file_stem
+from .nnunet import channels_apart
 from .paths import as_path
 from .preprocessing import Preprocessing
 
@@ -26,8 +27,8 @@ def list_images(
         preprocessing: of the model: the channels and kinds of its images.
 
     Raises:
-        DataError: no image, those of the other kind, damaged ones, or several of one file name, whose label maps would
-            take each other's place; all of them in one error.
+        DataError: no image, those of the other kind, damaged ones, channels in files of their own, or several of one
+            file name, whose label maps would take each other's place; all of them in one error.
     """
     if images is None:
         dataset = read_dataset(dataset_dir)
@@ -35,7 +36,10 @@ def list_images(
     else:
         several = isinstance(images, (list, tuple))
         paths = [as_path(image, "images") for image in (images if several else [images])]
-        files = [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
+        folders = {path: _images_in(path) for path in paths if path.is_dir()}
+        if problems := [line for listed in folders.values() for line in channels_apart(listed)]:
+            raise DataError.of(problems, ", ".join(map(str, folders)))
+        files = [file for path in paths for file in folders.get(path, [path])]
         cases = [{"image": str(file), "case": file_stem(file.name)} for file in files]
     if not cases:
         raise DataError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,23 @@ def case_of(file: Path) -> str:
     """The case of an image or a label: its name without the suffix and the number of a channel."""
     match = CHANNEL.fullmatch(file_stem(file.name))
     return match[1] if match and file.parent.name in ("imagesTr", "imagesTs") else file_stem(file.name)
+
+
+def channels_apart(files: Sequence[Path]) -> list[str]:
+    """One line for each case of a listed folder whose channels are files of their own, ``X_0000`` and ``X_0001``.
+
+    In ``imagesTr`` and ``imagesTs`` these numbers are channels; elsewhere scans may be numbered so, and they are taken
+    for channels where they are the same from 0000 on in two cases or more.
+    """
+    cases: dict[str, dict[str, Path]] = {}
+    for file in files:
+        if match := CHANNEL.fullmatch(file_stem(file.name)):
+            cases.setdefault(match[1], {})[match[2]] = file
+    several = {case: own for case, own in cases.items() if len(own) > 1 and "0000" in own}
+    alike = Counter(tuple(own) for own in several.values())
+    todo = "; scans of their own are taken where `images` is the list of their files"
+    return [_several(f"{case}: ", [file.name for file in own.values()]) + todo for case, own in several.items()
+            if alike[tuple(own)] > 1 or next(iter(own.values())).parent.name in ("imagesTr", "imagesTs")]  # fmt: skip
 
 
 def _labels(labels: Any, problems: list[str]) -> dict[str, Any]:

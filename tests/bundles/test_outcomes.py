@@ -208,6 +208,16 @@ def hidden_in_training(spoilt):
         getattr(spoilt, key).with_name("._b2.nii.gz").write_bytes(b"\0\5\26\7Mac")
 
 
+def channels_apart(spoilt):
+    """A folder of nnU-Net for an inference."""
+    spoilt.move(image="b2_0000.nii.gz")
+    folder = spoilt.folder / "imagesTs"
+    folder.mkdir()
+    for name in ("b2_0000.nii.gz", "b2_0001.nii.gz"):
+        shutil.copy(spoilt.image, folder / name)
+    spoilt.images = str(folder)
+
+
 COPY = "the file is damaged or no image: copy it again"
 FINITE = ("finite voxels", r"1 of 3600 that are NaN or Inf", "repair the image: numpy.nan_to_num")
 NO_SPLIT = {FEW_SHOT: Says(r"labelled scans and \d folds.*: add scans, or a `validation` list")}
@@ -323,6 +333,8 @@ DATA = {
     "no such label listed": (lambda s: s.item(label=None), Says(r"training\[3\]: expected .* found .*label"), NO_LIST),
     "hidden files": (hidden_in_training, ACCEPTED, ACCEPTED),
     "hidden files in a folder": (hidden, "the list decides what is read", ACCEPTED),
+    "channels in files of their own": (channels_apart, "a training list names files", Says(
+        "b2: expected one file a scan, .*found b2_0000.nii.gz, b2_0001.nii.gz; merge them")),
     # --- names ---
     "a number as folder": (lambda s: s.move(folder="2024_03_01"), ACCEPTED, ACCEPTED),
     "# $ @ and spaces": (lambda s: s.move(folder="$a #b @c d"), ACCEPTED, ACCEPTED),
@@ -379,7 +391,7 @@ def test_data(row, doors, six_scans, tmp_path):
         for value in (batch or {}).values():
             assert not torch.is_tensor(value) or torch.isfinite(value.float()).all()
         outcome_of(lambda: doors.check(spoilt.folder), spoilt, data)
-    if isinstance(inference, Refused) or inference == ACCEPTED:
+    if isinstance(inference, (Refused, Says)) or inference == ACCEPTED:
         maps = outcome_of(lambda: doors.infer(spoilt.images, tmp_path / "out"), spoilt, inference)
         assert maps is None or [file.name for file in maps] == ["b2_seg.nii.gz"]
         for file in maps or []:

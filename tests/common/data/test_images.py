@@ -68,6 +68,31 @@ def test_images_of_one_name_are_refused_together(tmp_path):
     assert len(list_images("unused", SCANS, [str(file) for file in files[1:4]])) == 3
 
 
+@pytest.mark.parametrize(("name", "files", "refused"), [
+    ("imagesTs", ["a_0000", "a_0001", "b_0000"], ["a"]),
+    ("scans", ["a_0000", "a_0001", "b_0000", "b_0001", "c_0000"], ["a", "b"]),
+    ("scans", ["a_0000", "a_0001", "a_0002"], []),  # numbered scans
+    ("imagesTs", ["a_0000", "b_0000"], []),
+    ("imagesTr", ["PANCREAS_0001", "PANCREAS_0002"], []),  # channels begin at 0000
+])  # fmt: skip
+def test_channels_in_files_of_their_own_are_no_cases(tmp_path, name, files, refused):
+    """As nnU-Net has them; a list of files says what it means."""
+    (tmp_path / name).mkdir()
+    for i, file in enumerate(files):
+        nib.save(nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2) + i, np.eye(4)), tmp_path / name / f"{file}.nii.gz")
+    paths = [str(tmp_path / name / f"{file}.nii.gz") for file in files]
+    assert len(list_images("unused", SCANS, paths)) == len(files)
+    if not refused:
+        assert len(list_images("unused", SCANS, str(tmp_path / name))) == len(files)
+        return
+    with pytest.raises(DataError) as error:
+        list_images("unused", SCANS, str(tmp_path / name))
+    for case in refused:
+        found = f"{case}: expected one file a scan, with its channels on the fourth axis, found {case}_0000.nii.gz, "
+        assert f"{found}{case}_0001.nii.gz; merge them, as nibabel.concat_images(" in str(error.value)
+    assert str(error.value).count("expected") == len(refused) and str(tmp_path / name) in str(error.value)
+
+
 def test_nothing_to_segment_and_all_damaged_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image to segment: expected NIfTI.*empty; set images or dataset_dir"):
