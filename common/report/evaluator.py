@@ -111,11 +111,14 @@ class ReportEvaluator(SupervisedEvaluator):
         units, shown = self.units(record), Pictures(folder, pictures)
         rows = [row for unit in tqdm(units, desc="scoring", disable=None) for row in self.score(unit, shown)]
         write_cases_csv([*rows, *self.rows_of_the_run(pictures, folder)], folder / "cases.csv")
+        cautions = self.cautions(rows, record)
         blocks = [format_table(summarise(rows, by=self.by))] if rows else ["Nothing was scored."]
-        text = "\n\n".join([*blocks, *self.statements(rows, record)])
+        text = "\n\n".join([*cautions, *blocks, *self.statements(rows, record)])
         with replaced(folder / "summary.md") as part:
             part.write_text(f"{text}\n", encoding="utf-8")
         logger.info("\n%s\n\ncases: %s\npictures: %s", text, folder / "cases.csv", folder / "*.png")
+        for caution in cautions:
+            logger.warning("%s", caution)
         return rows
 
     def validate(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -132,6 +135,10 @@ class ReportEvaluator(SupervisedEvaluator):
 
     def rows_of_the_run(self, pictures: int, folder: Path) -> list[Row]:
         """Rows of no case: what is measured once."""
+        return []
+
+    def cautions(self, rows: Sequence[Row], record: ModelRecord) -> list[str]:
+        """Why the figures must not be taken for what they seem: above the table, and a warning in the log."""
         return []
 
     def statements(self, rows: Sequence[Row], record: ModelRecord) -> list[str]:

@@ -160,6 +160,13 @@ class DomainEvaluator(ReportEvaluator):
         result = {"scatter_all": between_domain_scatter(list(found.values()), classes)} if target else {}
         return result | ({"scatter": between_domain_scatter(sources, classes)} if len(sources) > 1 else {})
 
+    def cautions(self, rows: Sequence[Row], record: ModelRecord) -> list[str]:
+        known = sorted({row["domain"] for row in rows} & set(record["source_domains"]))
+        if not known or not len(self.test):
+            return []
+        return [f"The model was trained on {plain(', '.join(known))}, which is scored here: figures of it say nothing "
+                "of a domain that it has never seen."]  # fmt: skip
+
     def statements(self, rows: Sequence[Row], record: ModelRecord) -> list[str]:
         if not rows:
             return ["There is no target domain, and no domain has images enough for a validation."]
@@ -168,9 +175,4 @@ class DomainEvaluator(ReportEvaluator):
         names = {"scatter": "source domains", "scatter_all": "source and target domains"}
         lines = [markdown([["structure", "Dice of the mean training mask"], *floor])]
         lines += [f"scatter of the features between {names[key]}: {value:.4f}" for key, value in self.scatter.items()]
-        known = {row["domain"] for row in rows} & set(record["source_domains"])
-        if known and len(self.test):
-            names = plain(", ".join(sorted(known)))
-            lines.append(f"The model was trained on {names}, which is scored here: figures of it "
-                         "say nothing of a domain that it has never seen.")  # fmt: skip
         return lines + describe_selection(record, "target" if len(self.test) else "validation")

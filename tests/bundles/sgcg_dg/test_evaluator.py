@@ -348,11 +348,14 @@ TRAINED_ON = "The model was trained on d, which is scored here"
         (False, {"source_domains": ["a", "d"]}, set()),  # as it must be: these are the sources' validation
     ],
 )
-def test_the_summary_says_what_the_model_has_seen(cases, tmp_path, left_out, record, expected):
+def test_the_summary_says_what_the_model_has_seen(cases, tmp_path, caplog, left_out, record, expected):
     evaluator = make_evaluator(cases if left_out else [], validation=cases, batch_norms=["eval"], distances=False)
     report(tmp_path, evaluator, record, pictures=0)
     summary = (tmp_path / "eval" / "summary.md").read_text()
     assert {text for text in (OPTIMISTIC, TRAINED_ON) if text in summary} == expected
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    seen = TRAINED_ON in expected
+    assert summary.startswith(TRAINED_ON) == seen and any(text.startswith(TRAINED_ON) for text in warned) == seen
     chosen = "the best on the validation cases" if "selection" in record else "that of the last iteration"
     assert f"Checkpoint: {chosen}" in summary
 
