@@ -11,6 +11,7 @@ from common.data.temporary import remove_leftovers
 from .folder_lock import FolderLock, lock_folders
 from .overrides import refuse_unknown_keys
 from .readable_errors import make_errors_readable, on_command_line
+from .report_owner import refuse_another_report
 from .stopping import on_stop, stop_readably
 
 
@@ -20,14 +21,15 @@ def start(folders: Sequence[str], label_maps: bool = False) -> list[FolderLock]:
     A config's first step.
 
     Args:
-        folders: that the run writes into; they are made where they are missing.
+        folders: that the run writes into; they are made where they are missing. Of two, the first is that of a model
+            to train, the last that of its report.
         label_maps: whether these are what it writes, into the last folder; a signal's line then counts them.
 
     Returns:
         what keeps other runs out of the folders; MONAI holds it until the last step of ``run`` has ended.
 
     Raises:
-        ValueError: see :func:`.refuse_unknown_keys`; on the command line SystemExit.
+        ValueError: see :func:`.refuse_unknown_keys`, on the command line SystemExit; :func:`.refuse_another_report`.
         OSError: see :func:`.check_output_dir` and :class:`.FolderLock`.
     """
     make_errors_readable()
@@ -39,6 +41,8 @@ def start(folders: Sequence[str], label_maps: bool = False) -> list[FolderLock]:
     for lock in locks:
         if lock.locked:  # else a living run of another computer may be writing there
             remove_leftovers(lock.folder)
+    if len(checked) > 1:
+        refuse_another_report(checked[-1], checked[0] / "model.pt")
     if label_maps:
         folder = checked[-1]
         before = _label_maps(folder)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.data.temporary import replaced
 from common.engine import ModelRecord, describe_selection, load_model, use_bfloat16
+from common.engine.report_owner import claim_report, refuse_another_report
 
 from .cases import check_distance_unit, format_table, summarise
 from .cases_csv import write_cases_csv
@@ -104,12 +105,16 @@ class ReportEvaluator(SupervisedEvaluator):
 
         Raises:
             FileNotFoundError: there is no model, or no ``model.json`` beside it.
-            ValueError: either is damaged, or of another network or other labels.
+            ValueError: either is damaged, or of another network or other labels; or the folder holds the report of
+                another model.
         """
-        record = load_model(self.network, model_file, self.model)
         folder = Path(output_dir)
+        refuse_another_report(folder, model_file)
+        record = load_model(self.network, model_file, self.model)
         units, shown = self.units(record), Pictures(folder, pictures)
         rows = [row for unit in tqdm(units, desc="scoring", disable=None) for row in self.score(unit, shown)]
+        folder.mkdir(parents=True, exist_ok=True)
+        claim_report(folder, model_file)
         write_cases_csv([*rows, *self.rows_of_the_run(pictures, folder)], folder / "cases.csv")
         cautions = self.cautions(rows, record)
         blocks = [format_table(summarise(rows, by=self.by))] if rows else ["Nothing was scored."]

@@ -342,9 +342,10 @@ class Doors:
                                              "preprocessing_def::intensity": ["percentiles"]})  # fmt: skip
 
     def run(self, config, data, output, **overrides):
-        """A whole ``train`` or ``inference``, as by ``python -m monai.bundle run``."""
+        """A whole ``train``, ``evaluate`` or ``inference``, as by ``python -m monai.bundle run``."""
         places = {"dataset_dir": str(data), "ckpt_dir": str(self.models), "output_dir": str(output)}
-        names = self.FILES.get(self.name, ("train",)) if config == "train" else (config,)
+        train = self.FILES.get(self.name, ("train",))
+        names = {"train": train, "evaluate": (*train, "evaluate")}.get(config, (config,))
         run(config_file=self.config(*names), **places | overrides)
 
 

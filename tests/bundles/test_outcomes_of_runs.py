@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common.engine import load_checkpoint, root_cause, save_atomic
+from common.engine.report_owner import claim_report
 
 
 def no_weights(models):
@@ -108,3 +109,21 @@ def test_runs(row, config, doors, six_scans, tmp_path, restored):
     cause = root_cause(caught.value)
     assert isinstance(cause, kind), repr(cause)
     assert re.search(text, str(cause), re.DOTALL), str(cause)
+
+
+@pytest.mark.parametrize("config", ["train", "evaluate"])
+def test_the_report_of_another_model_is_not_replaced(config, doors, six_scans, tmp_path, restored):
+    """Refused before anything is trained or scored; the folder is as it was."""
+    out = tmp_path / "out"
+    out.mkdir()
+    claim_report(out, tmp_path / "other" / "model.pt")
+    (out / "cases.csv").write_text("of another model")
+    options = doors.SIZES[doors.name] | {"ckpt_dir": str(tmp_path / "models")} if config == "train" else {}
+    with pytest.raises(Exception) as caught:  # noqa: B017  whatever a user would see
+        doors.run(config, data=six_scans, output=out, **doors.TINY | options)
+    cause = root_cause(caught.value)
+    text = f"{out / 'cases.csv'}: expected no report there, or one of .*model.pt, found that of another model, "
+    assert isinstance(cause, ValueError) and re.match(f"{text}{tmp_path / 'other' / 'model.pt'}. Give", str(cause))
+    assert (out / "cases.csv").read_text() == "of another model"
+    assert not list(tmp_path.glob("models/*"))
+    assert {file.name for file in out.iterdir()} == {"cases.csv", ".report.json"}
