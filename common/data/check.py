@@ -24,6 +24,7 @@ from common.data.dataset import SPLITS, Dataset
 from common.data.errors import DataError
 from common.data.header import doubted, refused
 from common.data.photograph import FormatError, is_photograph, misfit, read_photograph, unlike_voxels
+from common.data.scan import load_scan
 
 logger = logging.getLogger(__name__)
 __all__ = ["CaseFacts", "DataError", "check_cases", "check_dataset", "read_volume"]
@@ -165,10 +166,7 @@ def _read(file: str) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Image | None]:
     if not file.lower().endswith((".nii", ".nii.gz")):
         raise FormatError("a name that is not that of a NIfTI file (.nii, .nii.gz) or of a photograph (.png, .jpg)",
                           "convert the file")
-    ending = file[file.lower().rindex(".nii") :]
-    if ending not in (ending.lower(), ending.upper()):  # the readers look for a file of another name
-        raise FormatError(f"the suffix {ending}, of capital and small letters", f"rename it to {ending.lower()}")
-    image = nib.load(file)
+    image = load_scan(file)
     return np.asanyarray(image.dataobj), image.affine, image
 
 

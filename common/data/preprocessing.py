@@ -22,6 +22,7 @@ from monai.transforms import (
 
 from common.data.dataset import KINDS, DataError
 from common.data.orient import PLANES, OrientScand
+from common.data.scan import ScanReader
 from common.data.shrink import ShrinkByAread, ZoomByAread, ZoomByMajorityd
 from common.description import described
 
@@ -133,7 +134,9 @@ class Preprocessing:
         return Compose([load, *checks, *others, *zoom, *self._intensity(), *resize, CheckFinited("image")])
 
     def _load(self, keys: Sequence[str]) -> list[Transform]:
-        steps = [LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)]
+        load = LoadImaged(keys, allow_missing_keys=True)
+        load.register(ScanReader())
+        steps = [load, EnsureChannelFirstd(keys, allow_missing_keys=True)]
         if "label" in keys:  # a slope of the header leaves 1.9999999, which would become 1
             steps.append(Lambdad("label", torch.round, allow_missing_keys=True))
         if self.orientation is not None or self.slices is not None:

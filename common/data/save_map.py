@@ -16,6 +16,7 @@ from monai.transforms import SaveImaged
 from monai.utils import get_equivalent_dtype
 
 from common.data.dataset import DataError
+from common.data.scan import load_scan
 from common.data.temporary import replaced
 
 _reasons: list[Exception] = []  # why the file at hand could not be written; MONAI says that there is no writer for it
@@ -52,7 +53,7 @@ class ScanGridWriter(NibabelWriter):
     @_reason_kept()
     def write(self, filename: str | os.PathLike, verbose: bool = False, **options: Any) -> None:
         """Raises DataError: the map has not the shape of the scan. OSError: see :func:`.writing`."""
-        scan = nib.load(self.source)
+        scan = load_scan(self.source)
         found = np.asarray(self.data_obj)[..., 0].astype(self.output_dtype)
         if found.shape != scan.shape[:3]:
             raise DataError(f"{self.source}: expected a map of the scan's shape {scan.shape[:3]}, found {found.shape}; "

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from common.data import DataError
+from common.data.scan import load_scan
 from common.engine import root_cause
 
 AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
@@ -79,7 +80,7 @@ class Spoilt:
         self.list(training=[item | changes if "b2" in item["image"] else item for item in self.index["training"]])
 
     def voxels(self, key):
-        return np.asanyarray(nib.load(getattr(self, key)).dataobj)
+        return np.asanyarray(load_scan(getattr(self, key)).dataobj)
 
     def write(self, key, array=None, affine=AFFINE, codes=(1, 1), qform=None, unit="mm"):
         array = self.voxels(key) if array is None else array
@@ -338,7 +339,7 @@ DATA = {
     # --- names ---
     "a number as folder": (lambda s: s.move(folder="2024_03_01"), ACCEPTED, ACCEPTED),
     "# $ @ and spaces": (lambda s: s.move(folder="$a #b @c d"), ACCEPTED, ACCEPTED),
-    ".NII.GZ": (lambda s: s.move(image="b2.NII.GZ"), ACCEPTED, ACCEPTED),
+    "capital letters of a suffix": (lambda s: s.move(image="b2.Nii.Gz", label="b2.NII.GZ"), ACCEPTED, ACCEPTED),
     "case with ..": (lambda s: s.item(case="../../b2"), ACCEPTED, NO_LIST),
     "case with /": (lambda s: s.item(case="a/b"), ACCEPTED, NO_LIST),
     "case of 300 letters": (lambda s: s.item(case="b" * 300), ACCEPTED, NO_LIST),
@@ -369,7 +370,7 @@ def outcome_of(door, spoilt, outcome):
 
 def same_grid(map_file, scan_file):
     """The map lies where its scan does, for a reader of either matrix, and on the scan's own voxels."""
-    found, scan = nib.load(map_file), nib.load(scan_file)
+    found, scan = nib.load(map_file), load_scan(scan_file)
     assert found.shape == scan.shape[:3]
     for name in ("qform_code", "sform_code", "pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
                  "qoffset_z", "srow_x", "srow_y", "srow_z"):  # fmt: skip

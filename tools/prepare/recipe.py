@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -20,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
 from common.data.dataset import SPLITS, DataError
+from common.data.scan import load_scan
 from common.data.write import Case, write_dataset
 
 __all__ = ["Bad", "Recipe", "Scan", "class_numbers", "five_blocks", "load_nifti", "onto_grid", "read_nifti", "run",
@@ -183,7 +183,7 @@ def load_nifti(file: Path) -> tuple[np.ndarray, np.ndarray]:
         Bad: the file cannot be read, or is no volume of finite numbers.
     """
     try:
-        volume = nib.load(file)
+        volume = load_scan(file)
         voxels, affine = np.asanyarray(volume.dataobj), volume.affine
     except (OSError, EOFError, ValueError, ArithmeticError, ImageFileError, zlib.error) as error:
         found = f"{type(error).__name__}: {error}"

@@ -191,3 +191,11 @@ def test_all_values_of_another_type_are_named_at_once():
     with pytest.raises(ValueError, match=r"channels: .*; orientation: .*; zoom: .*; image_size: .*; correct it"):
         Preprocessing(channels="a", orientation="b", zoom="c", image_size="d")
     Preprocessing(channels=3, orientation="LPS", zoom=(0.5, 1, 1.0), image_size=(4, 5, 6))
+
+
+@pytest.mark.parametrize("name", ["a.NII.GZ", "a.Nii.Gz", "a.nII"])
+def test_capital_letters_of_a_suffix(tmp_path, name):
+    plain = tmp_path / ("x.nii.gz" if name.lower().endswith("gz") else "x.nii")
+    nib.save(nib.Nifti1Image(np.arange(120.0).reshape(4, 5, 6), np.eye(4)), plain)
+    file = plain.rename(tmp_path / name)
+    assert Preprocessing(orientation=None).training()({"image": str(file)})["image"].shape == (1, 4, 5, 6)
