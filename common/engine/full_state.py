@@ -72,6 +72,7 @@ class FullStateCheckpoint:
         self.interval = interval
         self.settings = describe(settings or {}, strict=False)
         self._saved = 0  # the epoch whose state is in the file
+        self._saving: tuple[int, tuple[int, int] | None] = (0, None)  # the epoch written last, and the file before
         stateless = [name for name, thing in self.objects.items() if not hasattr(thing, "load_state_dict")]
         if stateless:
             raise TypeError(f"expected objects with state_dict and load_state_dict, which {', '.join(stateless)} lack.")
@@ -80,7 +81,7 @@ class FullStateCheckpoint:
         engine.add_event_handler(Events.STARTED, self._started)
 
     def _started(self, engine: Engine) -> None:
-        self._saved = 0
+        self._saved, self._saving = 0, (0, self._file())
         on_stop(lambda: self._how_to_go_on(engine))
         if self.resume:
             self._load(engine)
@@ -105,14 +106,24 @@ class FullStateCheckpoint:
         if self.evaluator is not None:
             best = self.evaluator.state
             state |= {"best_metric": float(best.best_metric), "best_metric_epoch": best.best_metric_epoch}
+        self._saving = engine.state.epoch, self._file()
         save_atomic(state, self.path)
         self._saved = engine.state.epoch
 
     def _how_to_go_on(self, engine: Engine) -> str:
-        if self._saved:
-            return (f"The state after epoch {self._saved} of {engine.state.max_epochs} is in {self.path}: the same "
+        epoch, before = self._saving
+        saved = epoch if self._file() != before else self._saved  # told to stop behind the last step of a save
+        if saved:
+            return (f"The state after epoch {saved} of {engine.state.max_epochs} is in {self.path}: the same "
                     "command with `--resume True` goes on from there.")  # fmt: skip
         return "No state of this run is saved yet: start again with the same command."
+
+    def _file(self) -> tuple[int, int] | None:
+        """Which file is there: one that is written again has another number on the disk, or at least another time."""
+        if not self.path.is_file():
+            return None
+        found = self.path.stat()
+        return found.st_ino, found.st_mtime_ns
 
     def _refuse_another_training(self) -> None:
         """A folder holds one training: the model of one must not be reported or exported as that of another."""

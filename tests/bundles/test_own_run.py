@@ -176,7 +176,7 @@ def test_a_training_that_is_killed_while_it_writes_is_done_again_cleanly(launch,
         options["resume"] = bool(left)
     assert end(launch(**options))[0] == 0
     assert names_in(models) == {"checkpoint.pt", "model.pt", "model.json"}
-    assert names_in(report) == {"cases.csv", "summary.md"}
+    assert names_in(report) == {"cases.csv", "summary.md", ".report.json"}
 
 
 def test_an_inference_that_is_killed_while_it_writes_is_done_again_cleanly(launch, tiny_bundle, tmp_path):

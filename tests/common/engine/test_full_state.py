@@ -5,7 +5,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from common.engine import FullStateCheckpoint, load_checkpoint, save_atomic
+from common.engine import FullStateCheckpoint, full_state, load_checkpoint, save_atomic, stopping
 from common.networks import VNet
 
 
@@ -201,3 +201,18 @@ def test_a_changed_length_of_a_schedule_in_a_chain_counts_too(build, tmp_path, c
         run.trainer.run()
     assert "chain: total_iters was 2 and is now 9" in caplog.text and caplog.text.count("total_iters") == 1
     assert [part.total_iters for part in parts] == [3, 9]
+
+
+def test_a_run_that_is_stopped_within_a_save_says_which_state_is_there(build, tmp_path, monkeypatch):
+    """Before the new file takes its place, and after."""
+    told = []
+
+    def save(state, path):
+        told.append(stopping._advice[0]())
+        save_atomic(state, path)
+        told.append(stopping._advice[0]())
+
+    monkeypatch.setattr(full_state, "save_atomic", save)
+    build(tmp_path, max_epochs=2).trainer.run()
+    kept = [int(text.split()[4]) if text.startswith("The state after epoch ") else 0 for text in told]
+    assert kept == [0, 1, 1, 2]
