@@ -277,7 +277,7 @@ class Doors:
     FILES = {"sgcg_dg": ("train", "volume")}
     SIZES = {
         "apscl_fewshot": {"image_size": [32, 32], "network_def::encoder::feat_dim": 8,
-                          "network_def::encoder::width": 8, "train::dataset::min_fg": 1},
+                          "network_def::encoder::width": 8, "train::dataset::min_fg": 1, "adaptation::steps": 1},
         "sgcg_dg": {"image_size": [32, 32], "network_def::width": 4, "batch_size": 4},
         "transmedseg_ssl": {"patch_size": [16, 16], "network_def::width": 8},
         "diffcl_ssl": {"patch_size": [16, 16, 16], "network_def::width": 4, "network_def::d_state": 2},
@@ -330,7 +330,9 @@ class Doors:
     def infer(self, images, output, models=None, **overrides):
         """The label maps of an inference; the supports of a few-shot model are the data set's."""
         parser = ConfigParser(ConfigParser.load_config_files(self.config("inference")))
-        support = {"support_dir": str(self.data)} if self.name == "apscl_fewshot" else {}
+        support = {}
+        if self.name == "apscl_fewshot":
+            support = {"support_dir": str(self.data), "adaptation::steps": 1}
         parser.update({"images": images, "ckpt_dir": str(models or self.models), "output_dir": str(output),
                        "device": "cpu", "overlay": False} | support | overrides)  # fmt: skip
         parser.get_parsed_content("evaluator").run()
@@ -346,6 +348,8 @@ class Doors:
         places = {"dataset_dir": str(data), "ckpt_dir": str(self.models), "output_dir": str(output)}
         train = self.FILES.get(self.name, ("train",))
         names = {"train": train, "evaluate": (*train, "evaluate")}.get(config, (config,))
+        if self.name == "apscl_fewshot":
+            places["adaptation::steps"] = 1
         run(config_file=self.config(*names), **places | overrides)
 
 

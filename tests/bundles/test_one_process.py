@@ -31,7 +31,8 @@ folder, data, *order = sys.argv[1:]
 common = {"dataset_dir": data, "max_epochs": 1, "pictures": 0, "distances": False}
 settings = {
     "apscl_fewshot": {"iterations_per_epoch": 2, "image_size": [32, 32], "network_def::encoder::feat_dim": 8,
-                      "network_def::encoder::width": 8, "train::dataset::min_fg": 4, "protocols": ["parts3"]},
+                      "network_def::encoder::width": 8, "train::dataset::min_fg": 4, "protocols": ["parts3"],
+                      "adaptation::steps": 1},
     "sgcg_dg": {"iterations_per_epoch": 1, "batch_size": 6, "image_size": [32, 32], "network_def::width": 4},
     "transmedseg_ssl": {"iterations_per_epoch": 1, "batch_size": 4, "patch_size": [32, 32], "network_def::width": 8,
                         "labelled": 3, "base::pretrain": 0.0},

@@ -18,6 +18,8 @@ BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 PATCH = {2: {"patch_size": [32, 32]}, 3: {"patch_size": [16, 16, 16]}}
 # bundle, overlays of train.json, of which the last one is the paper's, and what makes the run tiny
 TRAINED = [
+    ("apscl_fewshot", ["resnet"], {"image_size": [32, 32], "network_def::encoder::width": 8, "adaptation::steps": 1,
+                                   "train::dataset::min_fg": 1}),
     ("apscl_fewshot", ["paper"], {"image_size": [32, 32], "network_def::encoder::name": "resnet18",
                                   "network_def::encoder::width": 8, "train::dataset::min_fg": 1}),
     ("diffcl_ssl", ["paper"], {"network_def::width": 4, "network_def::d_state": 2, **PATCH[3]}),

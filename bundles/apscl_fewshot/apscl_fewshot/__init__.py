@@ -33,6 +33,7 @@ def bundle_root() -> str:
 
 # Loaded now: MONAI Label takes the bundle's folder off the path once a task is built, and model.json names these parts.
 from . import (  # noqa: E402, F401
+    adaptation,
     data,
     decoders,
     encoder,

@@ -71,7 +71,7 @@ class PANetDecoder(nn.Module):
         return cosine_logits(features, code["prototypes"], self.cos_scale)
 
 
-CELL = 2  # side of ALPNet's pooled cells, in feature positions: the published 4 x 4 of a 32 x 32 map scale to 2 at 16
+CELLS = 8  # of ALPNet along a side of the map: the published cells are 4 x 4 positions of 32 x 32
 
 
 @described()
@@ -81,7 +81,8 @@ class ALPNetDecoder(nn.Module):
     .. math:: s_c(x) = \kappa \sum_p \mathrm{softmax}_p(\kappa\, \cos(f_x, p)) \cos(f_x, p), \quad p \in P_c
 
     Source: Ouyang et al., "Self-supervision with Superpixels" (SSL-ALPNet), ECCV 2020, Eq. 1-4 (grid cells count when
-    their averaged mask exceeds 0.95; scale 20). Departures: the grid is given by its cell size in feature positions.
+    their averaged mask exceeds 0.95; scale 20). Departures: the grid is 8 x 8 cells
+    whatever the map's size.
 
     Args:
         threshold: share of class (or background) a cell needs to become a local prototype.
@@ -95,10 +96,11 @@ class ALPNetDecoder(nn.Module):
     def condition(self, features: torch.Tensor, masks: torch.Tensor) -> Code:
         features = features.float()
         foreground = shrink_mask(masks, features.shape[2:])
-        cells = F.avg_pool2d(features, CELL).permute(0, 2, 3, 1).flatten(0, 2)  # (cells, A)
+        side = max(1, min(features.shape[2], features.shape[3]) // CELLS)
+        cells = F.avg_pool2d(features, side).permute(0, 2, 3, 1).flatten(0, 2)  # (cells, A)
         code: Code = {}
         for name, weights in (("background", 1 - foreground), ("foreground", foreground)):
-            chosen = cells[F.avg_pool2d(weights, CELL).flatten() > self.threshold]
+            chosen = cells[F.avg_pool2d(weights, side).flatten() > self.threshold]
             # the global prototype joins the class's own; the background has it only when no cell qualifies
             if name == "foreground" or len(chosen) == 0:
                 chosen = torch.cat([chosen, masked_mean(features, weights)[None]])

@@ -1,7 +1,8 @@
-"""The image encoder (a dilated ResNet with a 1x1 projection) and the light encoder for labels."""
+"""The image encoders (a U-Net on ImageNet features; the paper's dilated ResNet) and the light encoder for labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from monai.networks.nets.resnet import ResNet
 from torch import nn
 
 from common.description import described
+from common.networks import EfficientNetLite0
 from common.networks.image_net_weights import fit_weights, read_first_weights
+from common.networks.lite_unet import LEVELS, LiteDecoder
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
@@ -73,6 +76,43 @@ class ResNetEncoder(nn.Module):
         x = self.body.maxpool(self.body.act(self.body.bn1(self.body.conv1(image))))
         x = self.body.layer4(self.body.layer3(self.body.layer2(self.body.layer1(x))))
         return self.projection(x)
+
+
+@described(leave_out=["weights"])
+class LiteUNetEncoder(nn.Module):
+    """U-Net with the ImageNet features of EfficientNet-Lite0 as its way down, and a bias-free 1x1 convolution.
+
+    Source: ours, in place of the paper's ResNet-101 (section 4.2). The way up is that of
+    :class:`common.networks.LiteUNet` and ends at half of the image's size, so that a contour is drawn from features of
+    two pixels where the paper's are of eight.
+
+    Args:
+        in_channels, weights, value_range: as :class:`common.networks.EfficientNetLite0`.
+        feat_dim: channels A of the result; signed (no norm, no activation).
+        width: of the way up, an even number; its last map has 3/2 of it.
+
+    Shape:
+        ``(B, C, H, W)`` to ``(B, A, H / 2, W / 2)``.
+
+    Raises:
+        ValueError: as :class:`common.networks.EfficientNetLite0`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        feat_dim: int = 64,
+        width: int = 16,
+        weights: str | None = None,
+        value_range: Sequence[float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.body = EfficientNetLite0(in_channels, LEVELS, 16, weights, value_range)
+        self.decoder = LiteDecoder(width)
+        self.projection = nn.Conv2d(3 * width // 2, feat_dim, 1, bias=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.decoder(self.body(image)))
 
 
 @described()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
 from common.engine import ModelRecord, describe_selection, refuse_bad_logits
+from common.engine.unwrap import unwrap
 from common.report import Pictures, ReportEvaluator, save_overlay, score_structure
 from common.report.evaluator import Row
 from common.report.markdown import markdown
 
-from .protocol import PROTOCOLS, SupportBank, copy_mask, embed_slices, predict
+from .adaptation import Adaptation
+from .network import FewShotNetwork
+from .protocol import ADAPTED, PROTOCOLS, SupportBank, copy_mask, embed_slices, predict, predict_adapted
 
 
 class FewShotEvaluator(ReportEvaluator):
@@ -27,8 +31,9 @@ class FewShotEvaluator(ReportEvaluator):
     entry for every novel label and support scan: binary ``pred`` and ``label`` ``(1, H, W, D)`` and what they are.
 
     Args:
-        protocols: which of ``parts3``, ``ep2``, ``no_oracle`` to score; the first is the key metric's.
+        protocols: which of ``parts3``, ``ep2``, ``no_oracle``, ``adapted`` to score.
         pool_supports: all support scans in one bank; otherwise each in turn, which shows the spread.
+        adaptation: how the network goes on learning from the annotated scans for ``adapted``.
         kwargs: as :class:`common.report.ReportEvaluator`.
 
     Each row of the report also has the Dice of the floor, the support's mask copied to the same slices (``copy_dice``).
@@ -40,19 +45,26 @@ class FewShotEvaluator(ReportEvaluator):
     by = ("protocol", "structure")
 
     def __init__(
-        self, protocols: Sequence[str] = ("parts3", "ep2", "no_oracle"), pool_supports: bool = False, **kwargs: Any
+        self,
+        protocols: Sequence[str] = ("parts3", "ep2", "no_oracle"),
+        pool_supports: bool = False,
+        adaptation: Adaptation | None = None,
+        **kwargs: Any,
     ) -> None:
         protocols = ensure_tuple(protocols)  # the command line makes a name of one
         unknown = [name for name in protocols if name not in PROTOCOLS]
         if unknown:
             raise ValueError(f"unknown protocols {unknown}; there are {list(PROTOCOLS)}.")
+        if ADAPTED in protocols and adaptation is None:
+            raise ValueError(f"protocols: expected `adaptation` for {ADAPTED}, found none; give it, or leave it out.")
         super().__init__(**kwargs)
-        self.protocols, self.pool_supports = list(protocols), pool_supports
-        self._banks: dict[tuple, SupportBank] = {}
+        self.protocols, self.pool_supports, self.adaptation = list(protocols), pool_supports, adaptation
+        self._banks: dict[tuple, Any] = {}
         self.add_event_handler(Events.STARTED, lambda engine: engine._banks.clear())  # the network has changed
 
     def validate(self, query: dict[str, Any]) -> list[dict[str, Any]]:
-        return self.segment_query(query, self.protocols[:1])
+        quick = [name for name in self.protocols if name != ADAPTED]  # validation is no time to train
+        return self.segment_query(query, quick[:1] or ["no_oracle"])
 
     def segment_query(self, query: dict[str, Any], protocols: Sequence[str]) -> list[dict[str, Any]]:
         """An entry for every protocol, novel label and bank of one query scan, which is encoded once."""
@@ -66,18 +78,18 @@ class FewShotEvaluator(ReportEvaluator):
 
     def _segment(self, query: dict, embedded: tuple, scans: list[dict], protocol: str) -> list[dict[str, Any]]:
         labels, support = list(query["novel_labels"]), "+".join(scan["case"] for scan in scans)
-        parts = PROTOCOLS[protocol]
-        key = (tuple(scan["scan"] for scan in scans), tuple(labels), parts)
-        if key not in self._banks:
-            self._banks[key] = SupportBank(self.network, scans, labels, parts)
+        adapted = self._adapted(query, scans, labels) if protocol == ADAPTED else None
         entries = []
         for label in labels:
             truth, first = query["label"] == label, 0
             predicted = copied = torch.zeros_like(truth)
             if protocol != "parts3" or truth.any():  # parts3 needs the organ's extent; without, the row reads "absent"
-                bank = self._banks[key]
                 refuse_bad_logits(embedded[0], query["case"])
-                predicted, truth, first = predict(self.network, bank, embedded, query["label"], label, protocol)
+                if adapted is None:
+                    bank = self._bank(scans, labels, PROTOCOLS[protocol])
+                    predicted, truth, first = predict(self.network, bank, embedded, query["label"], label, protocol)
+                else:
+                    predicted = adapted == labels.index(label) + 1
                 copied = copy_mask(scans[0], query["label"], label, protocol)
             volumes = {Keys.PRED: predicted.cpu(), Keys.LABEL: truth, "copy": copied}
             names = {
@@ -88,6 +100,20 @@ class FewShotEvaluator(ReportEvaluator):
             }
             entries.append({k: v.permute(1, 2, 0)[None].float() for k, v in volumes.items()} | names | {"first": first})
         return entries
+
+    def _bank(self, scans: list[dict], labels: list[int], parts: int) -> SupportBank:
+        key = (tuple(scan["scan"] for scan in scans), tuple(labels), parts)
+        if key not in self._banks:
+            self._banks[key] = SupportBank(self.network, scans, labels, parts)
+        return self._banks[key]
+
+    def _adapted(self, query: dict, scans: list[dict], labels: list[int]) -> torch.Tensor:
+        """Classes ``(D, H', W')`` of a query by a copy of the network that has learned from the scans."""
+        key = (tuple(scan["scan"] for scan in scans), tuple(labels), ADAPTED)
+        if key not in self._banks:
+            network: FewShotNetwork = copy.deepcopy(unwrap(self.network))
+            self._banks[key] = network, *self.adaptation(network, scans, labels)
+        return predict_adapted(*self._banks[key], query["image"].to(self.state.device), query["label"].shape[1:])
 
     def units(self, record: ModelRecord) -> Iterable[dict[str, Any]]:
         self._banks.clear()

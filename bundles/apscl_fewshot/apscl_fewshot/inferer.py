@@ -15,6 +15,7 @@ from monai.transforms import MapTransform
 
 from common.data import CaseDataset, DataError, Preprocessing
 
+from .adaptation import Adaptation
 from .data import as_slices, read_scans
 from .network import FewShotNetwork
 from .protocol import SupportBank, slice_key
@@ -84,46 +85,60 @@ class SupportedNetwork(FewShotNetwork):
 
     The bank is made from ``support`` when the network is built and again whenever weights are loaded; it is not part of
     the state dict, which is that of training. A slice takes, for every class, the support slice it looks most like.
-    Scriptable: the bank then travels inside the TorchScript file.
+    With ``adaptation`` the network learns from the support whenever weights are loaded, and classifies with the
+    prototypes that it learned. Scriptable: the bank or the prototypes then travel inside the TorchScript file.
 
     Args:
         network: as trained; its parts become those of this one, under the same names.
         support: the annotated scans.
+        adaptation: how the network goes on learning from them, or null.
 
     Shape:
-        ``(B, C, H, W)`` to logits ``(B, 1 + N, H, W)``: zero for the background, log-odds of each class.
+        ``(B, C, H, W)`` to logits ``(B, 1 + N, H, W)``; without ``adaptation`` the background's are zero and the others
+        log-odds.
 
     Raises:
         ValueError: the decoder's code of a slice has no fixed size, and so no place in a buffer (ALPNet).
     """
 
-    def __init__(self, network: FewShotNetwork, support: Support) -> None:
+    def __init__(self, network: FewShotNetwork, support: Support, adaptation: Adaptation | None = None) -> None:
         super().__init__(network.encoder, network.decoder, network.prior, network.position)
-        self.support = support
-        self.refresh()
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.support, self.adaptation, self.adapted = support, adaptation, adaptation is not None
+        self.refresh(None if adaptation is None else Adaptation(steps=0))  # what is trained comes with the weights
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh(module.adaptation))
 
-    def refresh(self) -> None:
-        """Encode the support anew with the present weights."""
+    def refresh(self, adaptation: Adaptation | None) -> None:
+        """Read the support anew with the present weights."""
         training = self.training
         self.eval()
-        bank = SupportBank(self, self.support.scans, self.support.labels, self.support.parts)
+        if adaptation is not None:
+            prototypes, positions = adaptation(self, self.support.scans, self.support.labels)
+            bank = {"prototypes": prototypes, "guide": torch.zeros(0), "position": positions, "keys": torch.zeros(0)}
+        else:
+            bank = self._bank()
+        for name, value in bank.items():
+            self.register_buffer(f"bank_{name}", value, persistent=False)
         self.train(training)
+
+    def _bank(self) -> dict[str, torch.Tensor]:
+        bank = SupportBank(self, self.support.scans, self.support.labels, self.support.parts)
         if "prototypes" not in bank.codes[bank.labels[0]][0]:
             raise ValueError(
                 f"decoder: expected one whose code has a fixed size, found {type(self.decoder).__name__}, which is "
                 "there to be compared in evaluation; run the inference with a model of another decoder."
             )
+        found = {"keys": torch.stack([torch.stack(bank.keys[label]) for label in bank.labels])}
         for name in ("prototypes", "guide", "position"):
             rows = [[code.get(name, torch.zeros(0)) for code in bank.codes[label]] for label in bank.labels]
-            self.register_buffer(f"bank_{name}", torch.stack([torch.stack(row) for row in rows]), persistent=False)
-        keys = torch.stack([torch.stack(bank.keys[label]) for label in bank.labels])
-        self.register_buffer("bank_keys", keys, persistent=False)
+            found[name] = torch.stack([torch.stack(row) for row in rows])
+        return found
 
     def forward(self, image: torch.Tensor, sample: bool = False) -> torch.Tensor:
         features, frames = self.embed(image, sample)
-        key = slice_key(features)
         size = [image.shape[2], image.shape[3]]
+        if self.adapted:
+            return self.classify(features, frames, self.bank_prototypes, self.bank_position, size)
+        key = slice_key(features)
         every = torch.arange(image.shape[0], device=image.device)
         logits = [torch.zeros_like(image[:, 0], dtype=torch.float32)]
         for n in range(self.bank_keys.shape[0]):

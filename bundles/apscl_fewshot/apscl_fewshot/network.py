@@ -8,9 +8,11 @@ from torch import nn
 
 from common.description import described
 
-from .decoders import Code
+from .decoders import Code, cosine_logits
 from .latent import sample_latent
 from .position import body_frame
+
+ADAPTED_SCALE = 20.0  # of the cosines of an adapted network
 
 
 @described()
@@ -58,6 +60,7 @@ class FewShotNetwork(nn.Module):
         self.decoder = decoder
         self.prior = prior
         self.position = position
+        self.scale = ADAPTED_SCALE  # TorchScript sees attributes, not the module's constants
 
     def embed(self, images: torch.Tensor, sample: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Features ``(B, A, h, w)`` and body frames ``(B, 4)`` of images ``(B, C, H, W)``.
@@ -82,6 +85,20 @@ class FewShotNetwork(nn.Module):
         if self.position is not None and not self.training:
             prior = self.position(code["position"], frames, size)
             logits = torch.stack([logits[:, 0], logits[:, 1] + prior], dim=1)
+        return logits
+
+    def classify(
+        self, features: torch.Tensor, frames: torch.Tensor, prototypes: torch.Tensor, positions: torch.Tensor,
+        size: list[int],
+    ) -> torch.Tensor:  # fmt: skip
+        """Logits ``(Q, 1 + N, *size)`` of Q embedded queries for what :class:`.Adaptation` learned of N classes."""
+        logits = cosine_logits(features, prototypes, self.scale)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if self.position is not None and not self.training:
+            priors = [torch.zeros_like(logits[:, 0])]
+            for n in range(positions.shape[0]):
+                priors.append(self.position(positions[n], frames, size))
+            logits = logits + torch.stack(priors, dim=1)
         return logits
 
     def forward(

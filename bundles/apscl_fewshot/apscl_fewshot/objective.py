@@ -16,6 +16,7 @@ from common.losses import gaussian_kl, spatial_similarity
 from .decoders import shrink_mask
 
 ACTIVE_NATS = 0.01
+CONTRAST_SIDE = 32  # positions along an axis that the contrast sees at most, as many as in the paper's maps
 
 
 @described()
@@ -145,6 +146,8 @@ class Objective(nn.Module):
 
     def _contrast(self, features: torch.Tensor, masks: torch.Tensor, episodes: int) -> torch.Tensor:
         """Foreground against background of all images of an episode; a region without a position is left out."""
+        side = [min(length, CONTRAST_SIDE) for length in features.shape[2:]]
+        features = F.adaptive_avg_pool2d(features, side)
         foreground = shrink_mask(masks, features.shape[2:])[:, 0] > 0.5
         shots = len(features) // episodes - 1
         losses = []

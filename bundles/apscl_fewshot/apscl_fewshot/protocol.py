@@ -1,4 +1,4 @@
-"""Whole scans from annotated ones: the support bank and the evaluation protocols `parts3`, `ep2` and `no_oracle`."""
+"""Whole scans from annotated ones: the support bank and the protocols of evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .data import part_of
 from .decoders import Code
 
 Embedded = tuple[torch.Tensor, torch.Tensor]  # features and body frames of a stack of slices
-PROTOCOLS = {"parts3": 3, "ep2": 1, "no_oracle": 3}  # name: support slices per scan
+ADAPTED = "adapted"
+PROTOCOLS = {"parts3": 3, "ep2": 1, "no_oracle": 3, ADAPTED: None}  # name: support slices per scan; null: all of them
 
 
 def support_slices(inside: Sequence[int], parts: int = 3) -> list[int]:
@@ -117,6 +118,8 @@ def predict(
       slices inside it count (Ouyang et al. 2020).
     - ``ep2``: one middle support slice; every slice of the scan counts (Hansen et al. 2022).
     - ``no_oracle``: three support slices, each query slice finds its own; every slice counts.
+
+    For ``adapted`` see :func:`predict_adapted`.
     """
     truth = truth == label
     size = truth.shape[1:]
@@ -128,6 +131,21 @@ def predict(
         return odds > 0, truth[first : last + 1], first
     parts = np.zeros(len(truth), int) if protocol == "ep2" else None
     return segment(network, bank, embedded, label, size, parts) > 0, truth, 0
+
+
+def predict_adapted(
+    network: nn.Module, prototypes: torch.Tensor, positions: torch.Tensor, images: torch.Tensor, size: Sequence[int],
+    batch: int = 16,
+) -> torch.Tensor:  # fmt: skip
+    """Class ``(D, *size)``, 0 to N, of slices ``(D, C, H, W)`` by what :class:`.Adaptation` gave.
+
+    The protocol ``adapted``: the network has learned from all slices of the annotated scans; every slice counts.
+    """
+    found = []
+    for chunk in images.split(batch):
+        logits = network.classify(*network.embed(chunk), prototypes, positions, list(size))
+        found.append(logits.argmax(1))
+    return torch.cat(found)
 
 
 def copy_mask(scan: dict, truth: torch.Tensor, label: int, protocol: str) -> torch.Tensor:

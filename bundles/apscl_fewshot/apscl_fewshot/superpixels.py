@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,17 +16,19 @@ from common.data import DataError
 from common.data.output_dir import check_output_dir
 from common.data.temporary import remove_leftovers, replaced
 
-# Our own: regions of about the size of organs in slices of 128 x 128.
-SETTINGS = {"scale": 100.0, "sigma": 0.8, "min_size": 60}  # of felzenszwalb, which joins smaller regions to others
+# Our own: regions of about the size of organs. Scale and sizes are those of slices of 128 x 128 and grow with the area.
+SCALE, SIGMA, MIN_SIZE = 100.0, 0.8, 60  # of felzenszwalb, which joins smaller regions to others
 MAX_SIZE = 2500  # pixels; larger regions are mostly background
+AREA = 128 * 128
 
 
 class Superpixels:
     """Felzenszwalb regions of every slice, cached on disk by the slices' content.
 
     Source: Ouyang et al., "Self-supervision with Superpixels", ECCV 2020; the segmentation is scikit-image's. The slice
-    is scaled to 0..1 first. Regions of 60 to 2500 pixels brighter than air (a tenth of the scan's
-    intensity range) count: without these bounds half of the episodes are background.
+    is scaled to 0..1 first. Regions of 60 to 2500 pixels of 128 x 128 (0.4 to 15 % of the slice)
+    brighter than air (a tenth of the scan's intensity range) count: without these bounds half of the episodes are
+    background.
 
     Args:
         cache_dir: folder for the regions (one file a scan), or null.
@@ -50,16 +53,16 @@ class Superpixels:
         self.table = []
         for index, (scan, regions) in enumerate(zip(scans, self.regions, strict=True)):
             volume = scan["image"][:, 0].numpy()
-            air = volume.min() + 0.1 * np.ptp(volume)
+            air, smallest, largest = volume.min() + 0.1 * np.ptp(volume), *size_bounds(volume.shape[1:])
             for z, (image, region) in enumerate(zip(volume, regions, strict=True)):
                 size = np.bincount(region.ravel())
                 mean = np.bincount(region.ravel(), weights=image.ravel()) / np.maximum(size, 1)
-                fit = (size >= SETTINGS["min_size"]) & (size <= MAX_SIZE) & (mean > air)
+                fit = (size >= smallest) & (size <= largest) & (mean > air)
                 if fit.any():
                     self.table.append((index, z, np.flatnonzero(fit).tolist()))
         if not self.table:
             raise DataError(
-                f"no superpixel of {SETTINGS['min_size']} to {MAX_SIZE} pixels in {len(scans)} scans: "
+                f"no superpixel of 0.4 to 15 % of a slice in {len(scans)} scans: "
                 "set superpixel_share to 0, or a larger image_size."
             )
 
@@ -70,7 +73,7 @@ class Superpixels:
 
     def _scan_regions(self, volume: np.ndarray) -> np.ndarray:
         key = hashlib.sha256(
-            repr((volume.shape, sorted(SETTINGS.items()))).encode() + volume.tobytes()
+            repr((volume.shape, SCALE, SIGMA, MIN_SIZE)).encode() + volume.tobytes()
         ).hexdigest()
         file = None if self.cache_dir is None else self.cache_dir / f"{key[:32]}.npy"
         if file is not None and file.is_file():
@@ -82,5 +85,12 @@ class Superpixels:
         return regions
 
     def _slice_regions(self, image: np.ndarray) -> np.ndarray:
-        span = np.ptp(image)
-        return felzenszwalb((image - image.min()) / (span if span > 0 else 1.0), **SETTINGS)
+        span, smallest = np.ptp(image), size_bounds(image.shape)[0]
+        scaled = (image - image.min()) / (span if span > 0 else 1.0)
+        return felzenszwalb(scaled, scale=SCALE * image.size / AREA, sigma=SIGMA, min_size=smallest)
+
+
+def size_bounds(shape: Sequence[int]) -> tuple[int, int]:
+    """Pixels of the smallest and the largest region in slices of this height and width."""
+    share = math.prod(shape) / AREA
+    return round(MIN_SIZE * share), round(MAX_SIZE * share)

@@ -20,7 +20,7 @@ from common.engine import load_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot" / "configs"
 WIDTH, LATENT = 8, 4
-REPORT = {"protocols": ["parts3"], "pictures": 1, "distances": False}
+REPORT = {"protocols": ["parts3"], "adaptation::steps": 2, "pictures": 1, "distances": False}
 TINY = {**REPORT, "image_size": [32, 32], "network_def::encoder::feat_dim": 8, "network_def::encoder::width": 8,
         "train::dataset::min_fg": 4, "iterations_per_epoch": 2, "max_epochs": 4, "val_interval": 2}  # fmt: skip
 

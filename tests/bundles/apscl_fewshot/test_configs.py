@@ -9,14 +9,16 @@ from monai.bundle import ConfigParser
 from common.description import describe, rebuild
 
 CONFIGS = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot" / "configs"
-COMPARE = json.loads((CONFIGS / "compare.json").read_text())
-ROWS = [(group, name) for group in ("variants", "alignment", "ablation") for name in COMPARE[group]]
+COMPARE = {name: json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("compare", "compare_resnet")}
+ROWS = [(file, group, name) for file, groups in COMPARE.items() for group in ("variants", "alignment", "ablation")
+        for name in groups.get(group, {})]  # fmt: skip
 SMALL = {"image_size": [32, 32], "network_def::encoder::feat_dim": 8, "network_def::encoder::width": 8}
 # parts that a row has beyond the encoder and what decodes it: prior, position, contrast, alignment
 PARTS = {
     "APSCL (FEM and position prior)": "prior position", "PANet": "alignment", "ALPNet": "alignment",
     "PANet with position prior": "position alignment", "ALPNet with position prior": "position alignment",
-    "ADNet": "alignment", "PANet without alignment": "", "ALPNet without alignment": "",
+    "ADNet": "alignment", "ADNet with position prior": "position alignment",
+    "the annotated scan alone": "prior position", "PANet without alignment": "", "ALPNet without alignment": "",
     "FEM and position prior (default)": "prior position", "none": "", "FEM": "prior", "SCL": "contrast", "MGD": "",
     "all": "prior contrast", "all (two projections)": "prior contrast", "position prior": "position",
     "all and position prior": "prior position contrast",
@@ -32,9 +34,12 @@ def build(changes, overlays=()):
     return parser.get_parsed_content("network_def"), parser.get_parsed_content("loss")
 
 
-@pytest.mark.parametrize(("group", "name"), ROWS)
-def test_a_row_has_the_parts_of_its_name_and_can_be_rebuilt(group, name):
-    network, loss = build(COMPARE[group][name])
+@pytest.mark.parametrize(("file", "group", "name"), ROWS)
+def test_a_row_has_the_parts_of_its_name_and_can_be_rebuilt(file, group, name):
+    changes = dict(COMPARE[file][group][name])
+    overlays = [Path(file).stem for file in [changes.pop("config", None)] if file]
+    network, loss = build(changes, overlays)
+    assert overlays == ["resnet"] * (file == "compare_resnet")
     found = {"prior": network.prior, "position": network.position, "contrast": loss.contrast,
              "alignment": loss.align_weight}  # fmt: skip
     assert [part for part, there in found.items() if there] == PARTS[name].split()
@@ -50,17 +55,17 @@ def test_a_row_has_the_parts_of_its_name_and_can_be_rebuilt(group, name):
 def test_the_rows_of_the_tables_are_those_of_the_readme():
     readme = (CONFIGS.parent / "docs" / "README.md").read_text()
     listed = {line.strip("|").split("|")[0].strip() for line in readme.splitlines() if line.startswith("| ")}
-    assert set(COMPARE["ablation"]) <= listed
-    assert {name for name in COMPARE["variants"] if "with position prior" not in name} <= listed
+    assert {*COMPARE["compare"]["variants"], *COMPARE["compare_resnet"]["ablation"]} <= listed
 
 
-@pytest.mark.parametrize("name", ["paper", "evaluate", "multi_gpu_train"])
+@pytest.mark.parametrize("name", ["paper", "resnet", "evaluate", "multi_gpu_train"])
 def test_overlays_and_comparisons_name_only_keys_of_train_json(name):
     train = json.loads((CONFIGS / "train.json").read_text())
     keys = {key.split("::")[0] for key in json.loads((CONFIGS / f"{name}.json").read_text())}
-    keys |= {key.split("::")[0] for group, row in ROWS for key in COMPARE[group][row]}
-    assert keys | {*COMPARE["overrides"], *COMPARE["grid"]} - {"train::superpixels::cache_dir"} <= {
-        *train, "trained", "comment", "is_rank0", "train::superpixels::cache_dir"}  # fmt: skip
+    keys |= {key.split("::")[0] for file, group, row in ROWS for key in COMPARE[file][group][row]}
+    for compare in COMPARE.values():
+        keys |= {*compare["overrides"], *compare["grid"]}
+    assert keys <= {*train, "trained", "comment", "config", "is_rank0", "train::superpixels::cache_dir"}
 
 
 def test_the_printed_method_is_built_of_its_parts():

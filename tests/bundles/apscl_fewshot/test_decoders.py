@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from apscl_fewshot import decoders
 from apscl_fewshot.decoders import (
     ADNetDecoder,
     ALPNetDecoder,
@@ -89,7 +90,8 @@ def test_panet_same_as_the_naive_loop(episode):
 
 
 @pytest.mark.parametrize("threshold", [0.95, 0.6, 0.999])
-def test_alp_same_as_the_naive_loop(episode, threshold):
+def test_alp_same_as_the_naive_loop(episode, threshold, monkeypatch):
+    monkeypatch.setattr(decoders, "CELLS", 4)  # of 2 x 2 positions
     features, masks, queries = episode
     groups = naive_local(features, masks, 2, threshold)
     assert len(groups[0]) > 1

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("restored")
 CONFIGS = Path(__file__).resolve().parents[3] / "bundles" / "apscl_fewshot" / "configs"
 # as little as possible is as in train.json
 OTHER = {
-    "image_size": [40, 24], "network_def::encoder::feat_dim": 16, "network_def::encoder::norm": "batch",
+    "image_size": [40, 24],
+    "network_def::encoder": {"_target_": "apscl_fewshot.encoder.ResNetEncoder", "name": "resnet18", "in_channels": 1,
+                             "feat_dim": 16, "width": 8, "norm": "batch"},
     "network_def::prior": "$None", "label_branch": "$None", "loss::kl": "$None", "network_def::position::weight": 0.5,
     "network_def::decoder": {"_target_": "apscl_fewshot.decoders.ADNetDecoder", "cos_scale": 10.0},
     "preprocessing_def::intensity": ["zscore"],
@@ -42,7 +44,7 @@ def evaluate(folder, model, data, **options):
 
 
 def infer(folder, model, support, overlays=(), **options):
-    options |= {"ckpt_dir": str(model / "models"), "support_dir": str(support)}
+    options = {"adaptation::steps": 1, "ckpt_dir": str(model / "models"), "support_dir": str(support)} | options
     run(config_file=config("inference", *overlays), **{"output_dir": str(folder / "eval"), **options})
 
 
@@ -119,7 +121,7 @@ def test_the_printed_method_has_its_parts(models):
     ("lost", "text"),
     [
         ([], "model.json: expected what the training wrote of its model .* found no such file"),
-        (["network", "encoder", "width"], r"ResNetEncoder: expected `width`, found none \(the default .* is 64\)"),
+        (["network", "encoder", "width"], r"LiteUNetEncoder: expected `width`, found none \(the default .* is 16\)"),
         (["preprocessing", "intensity"], r"Preprocessing: expected `intensity`, found none"),
     ],
 )
@@ -179,7 +181,8 @@ def test_a_map_of_the_uncertainty(trained, tmp_path, sample_data, query):
 def test_the_exported_network_equals_the_eager_one(models, tmp_path):
     """Its support travels with it."""
     folder, _, support = models["default"]
-    options = {"ckpt_dir": str(folder / "models"), "support_dir": str(support), "structures": [4, 1]}
+    options = {"ckpt_dir": str(folder / "models"), "support_dir": str(support), "structures": [4, 1],
+               "adaptation::steps": 2}
     verify_net_in_out("network_def", str(CONFIGS / "metadata.json"), config("inference"), device="cpu",
                       **options | {"structures": None})  # fmt: skip
     with warnings.catch_warnings():
