@@ -17,7 +17,7 @@ from common.data.output_dir import check_output_dir
 from common.data.temporary import remove_leftovers, replaced
 
 # Our own: regions of about the size of organs. Scale and sizes are those of slices of 128 x 128 and grow with the area.
-SCALE, SIGMA, MIN_SIZE = 100.0, 0.8, 60  # of felzenszwalb, which joins smaller regions to others
+SETTINGS = {"scale": 100.0, "sigma": 0.8, "min_size": 60}  # of felzenszwalb, which joins smaller regions to others
 MAX_SIZE = 2500  # pixels; larger regions are mostly background
 AREA = 128 * 128
 
@@ -62,7 +62,7 @@ class Superpixels:
                     self.table.append((index, z, np.flatnonzero(fit).tolist()))
         if not self.table:
             raise DataError(
-                f"no superpixel of 0.4 to 15 % of a slice in {len(scans)} scans: "
+                f"no superpixel of {smallest} to {largest} pixels in {len(scans)} scans: "
                 "set superpixel_share to 0, or a larger image_size."
             )
 
@@ -73,7 +73,7 @@ class Superpixels:
 
     def _scan_regions(self, volume: np.ndarray) -> np.ndarray:
         key = hashlib.sha256(
-            repr((volume.shape, SCALE, SIGMA, MIN_SIZE)).encode() + volume.tobytes()
+            repr((volume.shape, sorted(SETTINGS.items()))).encode() + volume.tobytes()
         ).hexdigest()
         file = None if self.cache_dir is None else self.cache_dir / f"{key[:32]}.npy"
         if file is not None and file.is_file():
@@ -87,10 +87,11 @@ class Superpixels:
     def _slice_regions(self, image: np.ndarray) -> np.ndarray:
         span, smallest = np.ptp(image), size_bounds(image.shape)[0]
         scaled = (image - image.min()) / (span if span > 0 else 1.0)
-        return felzenszwalb(scaled, scale=SCALE * image.size / AREA, sigma=SIGMA, min_size=smallest)
+        scale = SETTINGS["scale"] * image.size / AREA
+        return felzenszwalb(scaled, scale=scale, sigma=SETTINGS["sigma"], min_size=smallest)
 
 
 def size_bounds(shape: Sequence[int]) -> tuple[int, int]:
     """Pixels of the smallest and the largest region in slices of this height and width."""
     share = math.prod(shape) / AREA
-    return round(MIN_SIZE * share), round(MAX_SIZE * share)
+    return round(SETTINGS["min_size"] * share), round(MAX_SIZE * share)

@@ -36,6 +36,7 @@ def small_superpixels(monkeypatch):
     """Regions of slices of 32 x 32."""
     monkeypatch.setattr(module, "SETTINGS", {"scale": 30.0, "sigma": 0.8, "min_size": 20})
     monkeypatch.setattr(module, "MAX_SIZE", 600)
+    monkeypatch.setattr(module, "AREA", 32 * 32)
 
 
 def augmentation():

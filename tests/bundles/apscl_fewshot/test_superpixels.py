@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from apscl_fewshot import superpixels as module
-from apscl_fewshot.superpixels import Superpixels
+from apscl_fewshot.superpixels import Superpixels, size_bounds
 from common.data import DataError
 
 
@@ -37,6 +37,7 @@ def change(monkeypatch):
     def change(max_size=1200, **settings):
         monkeypatch.setattr(module, "SETTINGS", {"scale": 50.0, "sigma": 0.5, "min_size": 50, **settings})
         monkeypatch.setattr(module, "MAX_SIZE", max_size)
+        monkeypatch.setattr(module, "AREA", 40 * 40)
 
     change()
     return change
@@ -58,6 +59,15 @@ def test_regions_are_connected_pieces_of_the_sizes_and_brightness_asked_for(scan
     square = torch.zeros(40, 40)
     square[10:20, 12:22] = 1
     assert any(abs(size - 100) < 40 for size in sizes)
+
+
+def test_sizes_grow_with_the_slice(searches):
+    """The same picture with four times the pixels: regions of four times the size."""
+    assert size_bounds((40, 40)) == (50, 1200) and size_bounds((80, 80)) == (200, 4800)
+    image = np.zeros((1, 1, 80, 80), np.float32)
+    image[:, :, 20:40, 24:44] = 5
+    Superpixels().fit([{"image": torch.from_numpy(image)}])
+    assert searches == [{"scale": 200.0, "sigma": 0.5, "min_size": 200}]
 
 
 def test_a_draw_depends_on_the_generator_alone(scans):
