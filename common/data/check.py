@@ -36,6 +36,7 @@ DAMAGED = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.err
 WHOLE = 1e-3  # how far a label may be from its class number
 # how far a value that several voxels share lies from all others, in their range: padding of a CT stays below 5
 FILL_DOUBTED, FILL_REFUSED = 10, 1000
+LARGEST = 1e15  # of an intensity: the squares of all voxels of a scan still add up in float32
 PICTURES = {1: "a grey image (1 channel)", 3: "a colour image (3 channels)"}
 
 
@@ -288,6 +289,11 @@ def _check_finite(voxels: np.ndarray, case: str, file: str, findings: _Findings)
                             f"a fill value: set these voxels to {low:.4g}")
         elif gap > FILL_DOUBTED:
             findings.doubt(case, file, "intensities", text, f"if it is a fill value, set these voxels to {low:.4g}")
+    least, most = float(seen.min()), float(seen.max())
+    if max(-least, most) > LARGEST:
+        findings.refuse(case, file, f"intensities within {LARGEST:.0e} of zero, to be normalised in float32",
+                        f"values from {least:.4g} to {most:.4g}",
+                        "set what is no measurement to the least of the others, or divide the image by a constant")
     return voxels
 
 

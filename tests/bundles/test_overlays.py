@@ -114,7 +114,7 @@ def test_a_key_that_nothing_reads_is_found():
 
 @pytest.mark.parametrize(("bundle", "overlays", "tiny"), TRAINED)
 def test_an_overlay_trains(tmp_path, data, bundle, overlays, tiny):
-    """An epoch of the overlay's own length is too long, but for that of paper.json of sgcg_dg, which follows from the data."""
+    """Two steps; the length of an epoch of sgcg_dg's paper.json follows from the data."""
     printed = (bundle, overlays) == ("sgcg_dg", ["paper"])
     steps = {} if printed else {"iterations_per_epoch": 2}
     trainer = parser(bundle, overlays, tmp_path, data(bundle), **tiny, **steps).get_parsed_content("train::trainer")

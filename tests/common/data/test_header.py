@@ -86,6 +86,22 @@ def test_fill_values_are_named_with_the_remedy(tmp_path, fill, dtype, outcome):
             said(cases)
 
 
+@pytest.mark.parametrize("scale", [1e17, 1e25, -1e25])
+def test_values_whose_squares_do_not_fit_float32_are_refused_at_once(tmp_path, scale):
+    """They are finite, and no fill values; a standard deviation would be infinite, after all work but the last step."""
+    voxels = (np.random.default_rng(1).normal(100, 10, (8, 8, 4)) * scale).astype(np.float32)
+    with pytest.raises(DataError, match="intensities within 1e.15 of zero, to be normalised in float32, found values f"):
+        said(write(tmp_path, voxels=voxels))
+    voxels[1:, :, :] = 100  # a single row of them
+    with pytest.raises(DataError, match="intensities within 1e.15 of zero"):
+        said(write(tmp_path, voxels=voxels))
+
+
+def test_large_values_that_fit_are_accepted(tmp_path):
+    voxels = (np.random.default_rng(1).normal(100, 10, (8, 8, 4)) * 1e10).astype(np.float32)
+    assert said(write(tmp_path, voxels=voxels)) == ""
+
+
 def test_one_bright_voxel_is_no_fill_value(tmp_path):
     voxels = np.random.default_rng(1).normal(100, 10, (8, 8, 4)).astype(np.float32)
     voxels[0, 0, 0] = 1e7
