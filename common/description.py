@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 CLASS = "class"  # the key of a description that names the class
@@ -81,6 +82,8 @@ def describe(thing: Any, strict: bool = True) -> Any:
 def rebuild(description: Mapping[str, Any], **changes: Any) -> Any:
     """The object that was described. Values stay what they are; no text is evaluated and nothing is imported.
 
+    A network that is rebuilt refuses weights that are not finite, whoever loads them: MONAI's export asks nothing.
+
     Args:
         changes: arguments to take in place of the described ones.
 
@@ -98,13 +101,25 @@ def rebuild(description: Mapping[str, Any], **changes: Any) -> Any:
     given = {key: _rebuild_parts(value) for key, value in {**description, **changes}.items() if key != CLASS}
     _check_arguments(cls, given, changes)
     try:
-        return cls(**given)
+        thing = cls(**given)
     except Exception as error:  # a text in place of a number fails anywhere, such as in a library
         found = _short({**description, **changes}, 400)
         raise ValueError(
             f"model.json, {name}: expected values that it can be made of, found {found}, which end in "
             f"{type(error).__name__}: {error}; correct the override of it, or copy the file from its folder again."
         ) from None
+    if isinstance(thing, nn.Module):
+        thing.register_load_state_dict_post_hook(_refuse_not_finite)
+    return thing
+
+
+def _refuse_not_finite(module: nn.Module, _: Any) -> None:
+    bad = [key for key, value in module.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ValueError(
+            f"{type(module).__name__}: expected finite weights, found NaN or Inf in {len(bad)} tensors, such as "
+            f"{bad[0]}; use the model of another training, or train again with a lower learning_rate."
+        )
 
 
 def _rebuild_parts(value: Any) -> Any:

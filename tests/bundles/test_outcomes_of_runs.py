@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from monai.bundle import ckpt_export
 
 from common.engine import load_checkpoint, root_cause, save_atomic
 from common.engine.report_owner import claim_report
@@ -93,6 +94,17 @@ def test_models(row, doors, six_scans, tmp_path):
     assert isinstance(cause, (ValueError, FileNotFoundError)), repr(cause)
     assert re.search(text, str(cause), re.DOTALL), str(cause)
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_weights_that_are_not_finite_are_not_exported(doors, six_scans, tmp_path, restored):
+    """MONAI loads them itself, and asks nothing."""
+    models = doors.save_model(tmp_path / "models", six_scans)
+    NAN(models)
+    support = {"support_dir": str(six_scans), "adaptation::steps": 1} if doors.name == "apscl_fewshot" else {}
+    with pytest.raises(ValueError, match=r"expected finite weights, found NaN or Inf in \d+ tensors, such as .*; use"):
+        ckpt_export("network_def", str(tmp_path / "model.ts"), str(models / "model.pt"),
+                    doors.config("metadata")[0], doors.config("inference"), ckpt_dir=str(models), **support)  # fmt: skip
+    assert not (tmp_path / "model.ts").exists()
 
 
 @pytest.mark.parametrize("config", ["train", "inference"])
