@@ -84,7 +84,7 @@ class Spoilt:
 
     def write(self, key, array=None, affine=AFFINE, codes=(1, 1), qform=None, unit="mm"):
         array = self.voxels(key) if array is None else array
-        scan = nib.Nifti1Image(array, affine)
+        scan = nib.Nifti1Image(array, affine, dtype=array.dtype)
         scan.set_sform(affine, codes[1])
         scan.set_qform(affine if qform is None else qform, codes[0])
         scan.header.set_xyzt_units(unit)
@@ -253,6 +253,10 @@ DATA = {
     "1e300": (filled(1e300, np.float64), *[Refused("finite voxels", "125 of 3600 beyond float32", "repair")] * 2),
     "fill value -3.4e38": (filled(-3.4e38), *[Refused("intensities", "125 of 3600 voxels of -3.4e[+]38.*",
                                                       "a fill value: set these voxels to")] * 2),
+    "fill value -1e20": (filled(-1e20), *[Refused("intensities", "125 of 3600 voxels of -1e[+]20.*",
+                                                  "a fill value: set these voxels to")] * 2),
+    "squares beyond float32": (lambda s: s.write("image", s.voxels("image").astype(np.float32) * 1e25),
+                               *[Refused("intensities within 1e[+]15 of zero.*", "values f.*", "set what is")] * 2),
     "constant image": (lambda s: s.write("image", np.full((20, 18, 10), 7, np.float32)),
                        *[Warned("an image", "the value 7.* everywhere", "look at it")] * 2),
     # --- axes ---
@@ -300,6 +304,12 @@ DATA = {
     "label NaN": (voxel("label", np.nan), Refused("whole numbers", "1 voxels such as nan", "interpolated", "label"),
                   NO_LABEL),
     "label with a slope": (scaled_label, ACCEPTED, NO_LABEL),
+    "label of 64 bits": (lambda s: s.write("label", s.voxels("label").astype(np.uint64)), ACCEPTED, NO_LABEL),
+    "label 0.99999994": (lambda s: s.write("label", s.voxels("label").astype(np.float32) * np.float32(0.99999994)),
+                         ACCEPTED, NO_LABEL),
+    "label of 0 and 255": (lambda s: s.write("label", (255 * (s.voxels("label") > 0)).astype(np.uint8)),
+                           Refused(r"label ids out of \[0, 1, 2\]", r"\[0, 255\]", "correct or renumber", "label"),
+                           NO_LABEL),
     "label of background": (lambda s: s.write("label", np.zeros((20, 18, 10), np.uint8)),
                             of(Warned("a labelled structure", "background only", "look at it", "label"),
                                sgcg_dg=Says(r"b2: expected every region.*|b2.*(cup|disc).*allow_missing")), NO_LABEL),

@@ -26,6 +26,7 @@ from common.data.draws import drawing, plain
 from .decoders import shrink_mask
 from .network import FewShotNetwork
 from .position import body_frame
+from .protocol import shown_in
 
 logger = logging.getLogger(__name__)
 ENCODER_RATE = 0.3  # of the learning rate, for weights that are trained already
@@ -69,7 +70,12 @@ class Adaptation:
         Returns:
             prototypes ``(1 + N, A)``, the background first, and maps of position ``(N, 64, 64)``; none of these without
             a position prior. They are what :meth:`.FewShotNetwork.classify` takes.
+
+        Raises:
+            DataError: a scan does not show a class.
+            FloatingPointError: the loss is not finite.
         """
+        shown_in(scans, labels)
         images, masks = annotated_slices(scans, labels)
         device = next(network.parameters()).device
         prototypes, positions = imprint(network, images.to(device), masks.to(device), len(labels))

@@ -66,19 +66,29 @@ class SupportBank:
 
 
 def choose_support(scans: Sequence[dict], labels: Sequence[int], parts: int) -> dict[int, list[list[tuple[int, int]]]]:
-    """For every class, for every part, one (scan, slice) per scan."""
+    """For every class, for every part, one (scan, slice) per scan.
+
+    Raises:
+        DataError: as :func:`shown_in`.
+    """
     rows: dict[int, list[list[tuple[int, int]]]] = {}
-    missing = []
-    for label in labels:
-        inside = [np.flatnonzero((scan["label"] == label).flatten(1).any(1).numpy()) for scan in scans]
-        missing += [
-            f"{scan['case']}: expected label {label} in the support mask, found {scan['label'].unique().tolist()}"
-            for scan, slices in zip(scans, inside, strict=True)
-            if len(slices) == 0
-        ]
-        if not missing:
-            chosen = [support_slices(slices, parts) for slices in inside]
-            rows[int(label)] = [[(index, chosen[index][part]) for index in range(len(scans))] for part in range(parts)]
+    for label, inside in shown_in(scans, labels).items():
+        chosen = [support_slices(slices, parts) for slices in inside]
+        rows[label] = [[(index, chosen[index][part]) for index in range(len(scans))] for part in range(parts)]
+    return rows
+
+
+def shown_in(scans: Sequence[dict], labels: Sequence[int]) -> dict[int, list[np.ndarray]]:
+    """For every class, the slices of each scan that show it.
+
+    Raises:
+        DataError: a scan does not show a class; every missing pair is listed.
+    """
+    rows = {int(label): [np.flatnonzero((scan["label"] == label).flatten(1).any(1).numpy()) for scan in scans]
+            for label in labels}  # fmt: skip
+    missing = [f"{scan['case']}: expected label {label} in the support mask, found {scan['label'].unique().tolist()}"
+               for label, inside in rows.items() for scan, slices in zip(scans, inside, strict=True)
+               if len(slices) == 0]  # fmt: skip
     if missing:
         raise DataError(
             "the support does not show what it should teach; annotate it or leave the class out:\n  "

@@ -164,6 +164,17 @@ def test_inference_before_any_training_says_so_and_takes_no_photographs(trained,
     assert "a.png: expected scans (NIfTI)" in str(root_cause(error.value))
 
 
+def test_a_support_that_does_not_show_a_structure_is_refused_before_any_map(trained, write_scans, tmp_path, query):
+    """Each scan and structure is named."""
+    folder = write_scans(tmp_path / "set", ["one", "two"], extents={1: (1, 7), 2: (2, 6)})
+    with pytest.raises(RuntimeError) as error:
+        infer(tmp_path, trained[0], folder, images=str(query))
+    text = str(root_cause(error.value))
+    for name in ("one", "two"):
+        assert f"{name}: expected label 3 in the support mask, found [0, 1, 2]" in text
+    assert "annotate it or leave the class out" in text and not list(tmp_path.glob("eval/*"))
+
+
 def test_structures_are_chosen_by_id(trained, tmp_path, sample_data, query):
     infer(tmp_path, trained[0], sample_data / "support", images=str(query), structures=[2, 4])
     found = np.asarray(nib.load(tmp_path / "eval" / "query_seg.nii.gz").dataobj)

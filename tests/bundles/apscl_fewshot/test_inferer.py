@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine
 from monai.transforms import LoadImaged
 
+from apscl_fewshot.adaptation import Adaptation
 from apscl_fewshot.decoders import ADNetDecoder, ALPNetDecoder, PANetDecoder
 from apscl_fewshot.inferer import CheckQueryd, Support, SupportedNetwork, UncertaintyInferer
 from apscl_fewshot.protocol import SupportBank, embed_slices, segment
@@ -66,6 +67,28 @@ def test_the_scripted_network_equals_the_eager_one(make_network, support, tmp_pa
             found, expected = loaded(image), network(image)
         assert expected.abs().max() > 1
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_what_was_learned_from_the_support_is_scripted_with_the_network(make_network, support, tmp_path):
+    network = SupportedNetwork(make_network(), support, Adaptation(steps=3)).eval()
+    before = [network.bank_prototypes.clone(), *network.parameters()]
+    network.load_state_dict(make_network().state_dict())
+    assert not torch.equal(before[0], network.bank_prototypes)  # it learns when weights are loaded, not before
+    alone, expected = make_network().eval(), Adaptation(steps=3)
+    prototypes, positions = expected(alone, support.scans, [1, 3])
+    image = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        logits = alone.classify(*alone.embed(image), prototypes, positions, [32, 32])
+        torch.testing.assert_close(network(image), logits, rtol=0, atol=1e-5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.script(network).save(tmp_path / "model.ts")
+            loaded = torch.jit.load(tmp_path / "model.ts")
+        torch.testing.assert_close(loaded(image), logits, rtol=0, atol=1e-4)
+    assert logits.shape == (2, 3, 32, 32)
+    network.load_state_dict(make_network().state_dict())  # again from the same weights: the same network
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), logits, rtol=0, atol=1e-5)
 
 
 def test_local_prototypes_have_no_place_in_a_bank_of_fixed_size(make_network, support):

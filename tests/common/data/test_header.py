@@ -90,7 +90,7 @@ def test_fill_values_are_named_with_the_remedy(tmp_path, fill, dtype, outcome):
 def test_values_whose_squares_do_not_fit_float32_are_refused_at_once(tmp_path, scale):
     """They are finite, and no fill values; a standard deviation would be infinite, after all work but the last step."""
     voxels = (np.random.default_rng(1).normal(100, 10, (8, 8, 4)) * scale).astype(np.float32)
-    with pytest.raises(DataError, match="intensities within 1e.15 of zero, to be normalised in float32, found values f"):
+    with pytest.raises(DataError, match="intensities within 1e.15 of zero, to be normalised in float32, found val"):
         said(write(tmp_path, voxels=voxels))
     voxels[1:, :, :] = 100  # a single row of them
     with pytest.raises(DataError, match="intensities within 1e.15 of zero"):
