@@ -19,7 +19,7 @@ PARTS = {
     "PANet with position prior": "position alignment", "ALPNet with position prior": "position alignment",
     "ADNet": "alignment", "ADNet with position prior": "position alignment",
     "the annotated scan alone": "prior position", "PANet without alignment": "", "ALPNet without alignment": "",
-    "FEM and position prior (default)": "prior position", "none": "", "FEM": "prior", "SCL": "contrast", "MGD": "",
+    "FEM and position prior": "prior position", "none": "", "FEM": "prior", "SCL": "contrast", "MGD": "",
     "all": "prior contrast", "all (two projections)": "prior contrast", "position prior": "position",
     "all and position prior": "prior position contrast",
 }  # fmt: skip
