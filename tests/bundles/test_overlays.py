@@ -26,6 +26,8 @@ TRAINED = [
     ("transmedseg_ssl", ["volume", "volume_paper"], {"network_def::width": 4, "batch_size": 2, **PATCH[3]}),
     ("apscl_fewshot", ["resnet"], {"image_size": [32, 32], "network_def::encoder::width": 8, "adaptation::steps": 1,
                                    "train::dataset::min_fg": 1}),
+    ("apscl_fewshot", ["fem"], {"image_size": [32, 32], "network_def::encoder::width": 8, "adaptation::steps": 1,
+                                "train::dataset::min_fg": 1}),
     ("sgcg_dg", ["pretrained"], {"image_size": [32, 32]}),
 ]  # fmt: skip
 SCORED = [("sgcg_dg", ["paper_compat"], {"image_size": [32, 32], "network_def::width": 4})]

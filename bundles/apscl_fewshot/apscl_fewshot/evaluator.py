@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ignite.engine import Events
 from monai.utils import ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
-from common.engine import ModelRecord, describe_selection, refuse_bad_logits
+from common.engine import ModelRecord, describe_selection
 from common.engine.unwrap import unwrap
 from common.report import Pictures, ReportEvaluator, save_overlay, score_structure
 from common.report.evaluator import Row
@@ -68,52 +68,61 @@ class FewShotEvaluator(ReportEvaluator):
 
     def segment_query(self, query: dict[str, Any], protocols: Sequence[str]) -> list[dict[str, Any]]:
         """An entry for every protocol, novel label and bank of one query scan, which is encoded once."""
+        return list(self.entries(query, protocols))
+
+    @torch.no_grad()
+    def entries(self, query: dict[str, Any], protocols: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """As :meth:`segment_query`, one by one: memory does not grow with the number of labels."""
         self.network.eval()
         supports = query["support"]
-        with torch.no_grad(), self.autocast():
+        with self.autocast():
             embedded = embed_slices(self.network, query["image"].to(self.state.device))
-            banks = [supports] if self.pool_supports else [[support] for support in supports]
-            pairs = [(scans, protocol) for scans in banks for protocol in protocols]
-            return [entry for scans, protocol in pairs for entry in self._segment(query, embedded, scans, protocol)]
+        for scans in [supports] if self.pool_supports else [[support] for support in supports]:
+            for protocol in protocols:
+                with self.autocast():
+                    adapted = self._adapted(query, scans) if protocol == ADAPTED else None
+                for label in query["novel_labels"]:
+                    yield self._segment(query, embedded, scans, protocol, label, adapted)
 
-    def _segment(self, query: dict, embedded: tuple, scans: list[dict], protocol: str) -> list[dict[str, Any]]:
-        labels, support = list(query["novel_labels"]), "+".join(scan["case"] for scan in scans)
-        adapted = self._adapted(query, scans, labels) if protocol == ADAPTED else None
-        entries = []
-        for label in labels:
-            truth, first = query["label"] == label, 0
-            predicted = copied = torch.zeros_like(truth)
-            if protocol != "parts3" or truth.any():  # parts3 needs the organ's extent; without, the row reads "absent"
-                refuse_bad_logits(embedded[0], query["case"])
-                if adapted is None:
-                    bank = self._bank(scans, labels, PROTOCOLS[protocol])
-                    predicted, truth, first = predict(self.network, bank, embedded, query["label"], label, protocol)
-                else:
-                    predicted = adapted == labels.index(label) + 1
-                copied = copy_mask(scans[0], query["label"], label, protocol)
-            volumes = {Keys.PRED: predicted.cpu(), Keys.LABEL: truth, "copy": copied}
-            names = {
-                "case": query["case"],
-                "support": support,
-                "protocol": protocol,
-                "structure": query["novel_labels"][label],
-            }
-            entries.append({k: v.permute(1, 2, 0)[None].float() for k, v in volumes.items()} | names | {"first": first})
-        return entries
+    def _segment(
+        self, query: dict, embedded: tuple, scans: list[dict], protocol: str, label: int, adapted: torch.Tensor | None
+    ) -> dict[str, Any]:
+        truth, first = query["label"] == label, 0
+        predicted = copied = torch.zeros_like(truth)
+        if protocol != "parts3" or truth.any():  # parts3 needs the organ's extent; without, the row reads "absent"
+            if adapted is None:
+                place = query["label"], label, protocol, query["case"]
+                bank = self._bank(scans, list(query["novel_labels"]), PROTOCOLS[protocol])
+                with self.autocast():
+                    predicted, truth, first = predict(self.network, bank, embedded, *place)
+            else:
+                predicted = adapted == list(query["novel_labels"]).index(label) + 1
+            copied = copy_mask(scans[0], query["label"], label, protocol)
+        volumes = {Keys.PRED: predicted.cpu(), Keys.LABEL: truth, "copy": copied}
+        names = {
+            "case": query["case"],
+            "support": "+".join(scan["case"] for scan in scans),
+            "protocol": protocol,
+            "structure": query["novel_labels"][label],
+        }
+        return {k: v.permute(1, 2, 0)[None].float() for k, v in volumes.items()} | names | {"first": first}
 
     def _bank(self, scans: list[dict], labels: list[int], parts: int) -> SupportBank:
         key = (tuple(scan["scan"] for scan in scans), tuple(labels), parts)
         if key not in self._banks:
-            self._banks[key] = SupportBank(self.network, scans, labels, parts)
+            with self.autocast():
+                self._banks[key] = SupportBank(self.network, scans, labels, parts)
         return self._banks[key]
 
-    def _adapted(self, query: dict, scans: list[dict], labels: list[int]) -> torch.Tensor:
+    def _adapted(self, query: dict, scans: list[dict]) -> torch.Tensor:
         """Classes ``(D, H', W')`` of a query by a copy of the network that has learned from the scans."""
+        labels = list(query["novel_labels"])
         key = (tuple(scan["scan"] for scan in scans), tuple(labels), ADAPTED)
         if key not in self._banks:
             network: FewShotNetwork = copy.deepcopy(unwrap(self.network))
             self._banks[key] = network, *self.adaptation(network, scans, labels)
-        return predict_adapted(*self._banks[key], query["image"].to(self.state.device), query["label"].shape[1:])
+        images, size = query["image"].to(self.state.device), query["label"].shape[1:]
+        return predict_adapted(*self._banks[key], images, size, query["case"])
 
     def units(self, record: ModelRecord) -> Iterable[dict[str, Any]]:
         self._banks.clear()
@@ -121,7 +130,7 @@ class FewShotEvaluator(ReportEvaluator):
 
     def score(self, query: dict[str, Any], pictures: Pictures) -> list[Row]:
         rows = []
-        for entry in self.segment_query(query, self.protocols):
+        for entry in self.entries(query, self.protocols):
             rows.append(self.entry_row(entry, query))
             if entry["protocol"] == self.protocols[0] and pictures.wanted():
                 file = pictures.file(entry["case"], entry["structure"], entry["support"])

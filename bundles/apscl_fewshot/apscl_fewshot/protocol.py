@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.data import DataError
+from common.engine import refuse_bad_logits
 
 from .data import part_of
 from .decoders import Code
@@ -120,8 +121,9 @@ def segment(
 
 
 def predict(
-    network: nn.Module, bank: SupportBank, embedded: Embedded, truth: torch.Tensor, label: int, protocol: str
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+    network: nn.Module, bank: SupportBank, embedded: Embedded, truth: torch.Tensor, label: int, protocol: str,
+    case: str = "the query",
+) -> tuple[torch.Tensor, torch.Tensor, int]:  # fmt: skip
     """Binary prediction and truth ``(D', H', W')`` over the slices that the protocol scores, and the first of them.
 
     - ``parts3``: one support slice for each third of the organ, whose extent in the query is known (an oracle); only
@@ -130,6 +132,9 @@ def predict(
     - ``no_oracle``: three support slices, each query slice finds its own; every slice counts.
 
     For ``adapted`` see :func:`predict_adapted`.
+
+    Raises:
+        FloatingPointError: log-odds of ``case`` are not finite.
     """
     truth = truth == label
     size = truth.shape[1:]
@@ -138,22 +143,29 @@ def predict(
         parts = part_of(np.arange(first, last + 1), first, last)
         inside = tuple(part[first : last + 1] for part in embedded)
         odds = segment(network, bank, inside, label, size, parts)
-        return odds > 0, truth[first : last + 1], first
-    parts = np.zeros(len(truth), int) if protocol == "ep2" else None
-    return segment(network, bank, embedded, label, size, parts) > 0, truth, 0
+        truth = truth[first : last + 1]
+    else:
+        parts = np.zeros(len(truth), int) if protocol == "ep2" else None
+        odds, first = segment(network, bank, embedded, label, size, parts), 0
+    refuse_bad_logits(odds, case)
+    return odds > 0, truth, first
 
 
 def predict_adapted(
     network: nn.Module, prototypes: torch.Tensor, positions: torch.Tensor, images: torch.Tensor, size: Sequence[int],
-    batch: int = 16,
+    case: str = "the query", batch: int = 16,
 ) -> torch.Tensor:  # fmt: skip
     """Class ``(D, *size)``, 0 to N, of slices ``(D, C, H, W)`` by what :class:`.Adaptation` gave.
 
     The protocol ``adapted``: the network has learned from all slices of the annotated scans; every slice counts.
+
+    Raises:
+        FloatingPointError: logits of ``case`` are not finite.
     """
     found = []
     for chunk in images.split(batch):
         logits = network.classify(*network.embed(chunk), prototypes, positions, list(size))
+        refuse_bad_logits(logits, case)
         found.append(logits.argmax(1))
     return torch.cat(found)
 

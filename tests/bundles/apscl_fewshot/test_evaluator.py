@@ -7,6 +7,7 @@ import torch
 from ignite.engine import Events
 from monai.handlers import MeanDice, from_engine
 
+from apscl_fewshot.adaptation import Adaptation
 from apscl_fewshot.encoder import LightEncoder
 from apscl_fewshot.evaluator import FewShotEvaluator
 from apscl_fewshot.latent import LatentBlock
@@ -187,3 +188,13 @@ def test_unknown_protocols_are_refused(network):
     assert make_evaluator(network, [], protocols="ep2").protocols == ["ep2"]
     with pytest.raises(ValueError, match=r"unknown protocols \['ep1'\]; there are \['parts3', 'ep2',"):
         make_evaluator(network, [], protocols=["parts3", "ep1"])
+
+
+@pytest.mark.parametrize("protocol", ["parts3", "ep2", "no_oracle", "adapted"])
+def test_log_odds_that_are_not_finite_end_the_run(network, make_scan, protocol):
+    """The features are finite; of NaN the map would be empty."""
+    network.position.weight = torch.nan
+    evaluator = make_evaluator(network, [], protocols=[protocol], adaptation=Adaptation(steps=0))
+    query = {**make_scan("the-case"), "support": [make_scan("support")], "novel_labels": {1: "one"}}
+    with pytest.raises(FloatingPointError, match="the-case: expected finite logits of the network, found"):
+        evaluator.segment_query(query, [protocol])
