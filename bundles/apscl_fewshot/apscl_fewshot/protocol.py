@@ -85,11 +85,16 @@ def shown_in(scans: Sequence[dict], labels: Sequence[int]) -> dict[int, list[np.
     Raises:
         DataError: a scan does not show a class; every missing pair is listed.
     """
-    rows = {int(label): [np.flatnonzero((scan["label"] == label).flatten(1).any(1).numpy()) for scan in scans]
-            for label in labels}  # fmt: skip
-    missing = [f"{scan['case']}: expected label {label} in the support mask, found {scan['label'].unique().tolist()}"
-               for label, inside in rows.items() for scan, slices in zip(scans, inside, strict=True)
-               if len(slices) == 0]  # fmt: skip
+    rows: dict[int, list[np.ndarray]] = {}
+    missing = []
+    for label in labels:
+        inside = [np.flatnonzero((scan["label"] == label).flatten(1).any(1).numpy()) for scan in scans]
+        rows[int(label)] = inside
+        missing += [
+            f"{scan['case']}: expected label {label} in the support mask, found {scan['label'].unique().tolist()}"
+            for scan, slices in zip(scans, inside, strict=True)
+            if len(slices) == 0
+        ]
     if missing:
         raise DataError(
             "the support does not show what it should teach; annotate it or leave the class out:\n  "

@@ -83,9 +83,10 @@ def test_a_run_leaves_a_model_a_report_and_a_log(trained, sample_data, bundle):
     assert all(float(row["prior_dice"]) > 0.3 for row in rows if row["structure"] == "disc")
 
 
-def test_two_processes_keep_the_same_weights_and_one_scores_them(tmp_path, sample_data, bundle, two_processes):
-    """Validation and the report at the end need the network without its wrapper."""
-    options = {**bundle.tiny, **bundle.places(tmp_path, sample_data), "max_epochs": 1, "val_interval": 1}
+@pytest.mark.parametrize("given", [{}, {"contrast": "$None", "restoration": "$None"}], ids=["default", "no weights"])
+def test_two_processes_keep_the_same_weights_and_one_scores_them(tmp_path, sample_data, bundle, two_processes, given):
+    """Validation and the report at the end need the network without its wrapper; an objective may have no weights."""
+    options = {**bundle.tiny, **bundle.places(tmp_path, sample_data), "max_epochs": 1, "val_interval": 1, **given}
     ranks = two_processes(bundle.configs, tmp_path, ("@network.module",), **options)
     weights = [{name: value for name, value in rank[0].items() if "running" not in name} for rank in ranks]
     torch.testing.assert_close(*weights, rtol=0, atol=0)  # a CPU's batch norms have statistics of their own
