@@ -23,7 +23,7 @@ from common.report.overlay import save_case_overlay
 
 from .data import DomainDataset
 from .features import between_domain_scatter, pixel_features, save_tsne
-from .protocol import BATCH_NORMS, Protocol, mean_masks, predict, to_masks, together
+from .protocol import BATCH_NORMS, Protocol, RegionMasks, mean_masks, predict, together
 from .regions import Regions
 
 FEATURE_IMAGES = 8  # images of a domain that its features are measured on
@@ -75,17 +75,17 @@ class DomainEvaluator(ReportEvaluator):
         self.batch_norms = list(batch_norms)
 
     def validate(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
-        masks = self.segment([case], "eval")[0]
+        (masks,) = self.segment([case], "eval")
         truth = self.regions.masks(case["label"][None, None])[0]
-        return [{Keys.PRED: torch.from_numpy(masks).float(), Keys.LABEL: truth.float()}]
+        return [{Keys.PRED: torch.from_numpy(np.stack(masks)), Keys.LABEL: truth}]
 
-    def segment(self, cases: Sequence[dict], bn: str) -> list[np.ndarray]:
-        """Region masks ``(K, *native)`` of the cases of one group."""
+    def segment(self, cases: Sequence[dict], bn: str) -> list[RegionMasks]:
+        """Region masks ``(*native)`` of the cases of one group."""
         with torch.no_grad(), self.autocast():
             logits = predict(self.network, cases, bn, self.state.device)
         for own, case in zip(logits, cases, strict=True):
             refuse_bad_logits(own, case["case"])
-        return [to_masks(own, case, self.protocol, self.clean) for own, case in zip(logits, cases, strict=True)]
+        return [RegionMasks(own, case, self.protocol, self.clean) for own, case in zip(logits, cases, strict=True)]
 
     def units(self, record: ModelRecord) -> Iterable[list[dict]]:
         """Groups of cases: those whose statistics a batch norm of ``batch`` shares."""
@@ -102,22 +102,18 @@ class DomainEvaluator(ReportEvaluator):
                 rows += own
                 if bn == self.batch_norms[0] and pictures.wanted():
                     dice = {row["structure"]: row["dice"] for row in own}
-                    label_map = self.regions.label_map(torch.from_numpy(masks)).numpy()
+                    label_map = self.regions.label_map(masks).numpy()
                     file = pictures.file(case["scan"])
                     save_case_overlay(file, case, label_map, self.labels, dice)
                     pictures.add(file)
         return rows
 
-    def case_rows(self, case: dict, masks: np.ndarray, bn: str) -> list[Row]:
-        """A row for each region of a case."""
-        truth = self.regions.masks(case["label"][None, None])[0].numpy()
-        size, prior = tuple(case["label"].shape), self.prior
-        if prior.ndim - 1 < len(size):  # the mask of a slice, for every slice
-            prior = prior[..., None].expand(*prior.shape, size[-1])
-        prior = F.interpolate(prior[None], size=size, mode="nearest-exact")[0].numpy() > 0
+    def case_rows(self, case: dict, masks: Sequence[np.ndarray], bn: str) -> list[Row]:
+        """A row for each region of a case, one region in memory at a time."""
         unit, rows = column_unit(case["unit"], self.distance_unit), []
-        for k, name in enumerate(self.regions.names):
-            scores, floor = (self._score(found[k], truth[k], case) for found in (masks, prior))
+        for name, prior, mask in zip(self.regions.names, self.prior, masks, strict=True):
+            truth = self.regions.mask(case["label"], name).numpy()
+            scores, floor = (self._score(found, truth, case) for found in (mask, _prior_of(case, prior)))
             priors = {f"prior_{key}": floor[key] for key in ("dice", f"hd95_{unit}", f"asd_{unit}")}
             names = {"case": case["case"], "scan": case["scan"], "domain": case["domain"], "bn": bn, "structure": name}
             rows.append({**names, **scores, **priors})
@@ -176,3 +172,11 @@ class DomainEvaluator(ReportEvaluator):
         lines = [markdown([["structure", "Dice of the mean training mask"], *floor])]
         lines += [f"scatter of the features between {names[key]}: {value:.4f}" for key, value in self.scatter.items()]
         return lines + describe_selection(record, "target" if len(self.test) else "validation")
+
+
+def _prior_of(case: dict, prior: torch.Tensor) -> np.ndarray:
+    """The mean training mask of a region on the grid of a case."""
+    size = tuple(case["label"].shape)
+    if prior.ndim < len(size):  # the mask of a slice, for every slice
+        prior = prior[..., None].expand(*prior.shape, size[-1])
+    return F.interpolate(prior[None, None], size=size, mode="nearest-exact")[0, 0].numpy() > 0

@@ -13,7 +13,7 @@ from monai.utils import convert_to_dst_type
 from common.data import make_cleanup
 from common.data.draws import plain
 
-from .protocol import BATCH, Protocol, clean_masks
+from .protocol import BATCH, Protocol, clean_mask
 from .regions import Regions
 
 
@@ -53,7 +53,8 @@ class RegionsToLabeld(MapTransform):
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         data = dict(data)
         for key in self.key_iterator(data):
-            masks = clean_masks(plain(data[key]).float().cpu().sigmoid() > Protocol.threshold, self.clean)
+            shares = (logits.float().cpu().sigmoid() for logits in plain(data[key]))
+            masks = [clean_mask(share > Protocol.threshold, self.clean) for share in shares]
             label = self.regions.label_map(masks)[None]
             data[key] = convert_to_dst_type(label, data[key], dtype=torch.uint8)[0]  # keeps the affine
         return data

@@ -81,17 +81,31 @@ def predict(network: nn.Module, cases: Sequence[dict], bn: str, device: torch.de
     return list(logits)
 
 
-def to_masks(logits: torch.Tensor, case: dict, protocol: Protocol, clean: Callable) -> np.ndarray:
-    """Boolean masks ``(K, *native)`` of the regions on the case's own grid; ``clean`` takes one of them."""
-    masks = enlarge(logits, case["label"].shape).sigmoid() > protocol.threshold
-    if masks.ndim == 4:
-        masks = _drop_slices(masks, case["label"], protocol)
-    return clean_masks(masks, clean).numpy()
+class RegionMasks(Sequence):
+    """Boolean masks ``(*native)`` of the regions on the case's own grid, each made when it is asked for.
+
+    Args:
+        logits: ``(K, *spatial)`` at the network's size.
+        clean: takes one mask, see :func:`common.data.make_cleanup`.
+    """
+
+    def __init__(self, logits: torch.Tensor, case: dict, protocol: Protocol, clean: Callable) -> None:
+        self.logits, self.case, self.protocol, self.clean = logits, case, protocol, clean
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, region: int) -> np.ndarray:
+        logits = enlarge(self.logits[region][None], self.case["label"].shape)[0]
+        mask = logits.sigmoid() > self.protocol.threshold
+        if mask.ndim == 3:
+            mask = _drop_slices(mask, self.case["label"], self.protocol)
+        return clean_mask(mask, self.clean).numpy()
 
 
-def clean_masks(masks: torch.Tensor, clean: Callable) -> torch.Tensor:
-    """Boolean masks ``(K, *spatial)``, each through a transform of :func:`common.data.make_cleanup`."""
-    return torch.stack([plain(clean(mask[None].to(torch.uint8)))[0] > 0 for mask in masks])
+def clean_mask(mask: torch.Tensor, clean: Callable) -> torch.Tensor:
+    """A boolean mask ``(*spatial)`` through a transform of :func:`common.data.make_cleanup`."""
+    return plain(clean(mask[None].to(torch.uint8)))[0] > 0
 
 
 def published_slices(depth: int, batch: int = BATCH) -> range:
@@ -99,14 +113,14 @@ def published_slices(depth: int, batch: int = BATCH) -> range:
     return range(1, 1 + min(batch * (depth // batch), depth - 2))
 
 
-def _drop_slices(masks: torch.Tensor, label: torch.Tensor, protocol: Protocol) -> torch.Tensor:
-    keep = torch.ones(masks.shape[-1], dtype=torch.bool)
+def _drop_slices(mask: torch.Tensor, label: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    keep = torch.ones(mask.shape[-1], dtype=torch.bool)
     if not protocol.all_slices:
         keep[:] = False
         keep[list(published_slices(len(keep)))] = True
     if protocol.skip_empty:
         keep &= (label > 0).flatten(0, 1).any(0)
-    return masks & keep
+    return mask & keep
 
 
 def _stack(image: torch.Tensor) -> torch.Tensor:

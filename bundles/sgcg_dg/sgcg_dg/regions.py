@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -57,13 +58,22 @@ class Regions:
 
     def masks(self, label: torch.Tensor) -> torch.Tensor:
         """Label map ``(B, 1, *spatial)`` to one mask a region ``(B, K, *spatial)``."""
-        return torch.cat([torch.isin(label, torch.tensor(ids, device=label.device)) for ids in self.ids.values()], 1)
+        return torch.cat([self.mask(label, name) for name in self.names], 1)
 
-    def label_map(self, masks: torch.Tensor) -> torch.Tensor:
-        """Masks ``(K, *spatial)`` to a label map ``(*spatial)``: inner regions are drawn over outer ones."""
-        result = torch.zeros(masks.shape[1:], dtype=torch.uint8, device=masks.device)
+    def mask(self, label: torch.Tensor, name: str) -> torch.Tensor:
+        """Where a label map of any shape shows the region."""
+        return torch.isin(label, torch.tensor(self.ids[name], device=label.device))
+
+    def label_map(self, masks: torch.Tensor | Sequence[Any]) -> torch.Tensor:
+        """Masks ``(*spatial)`` of the regions to a label map ``(*spatial)``: inner regions are drawn over outer ones.
+
+        One mask in memory at a time, where ``masks`` makes each when it is asked for.
+        """
+        result = None
         for name in sorted(self.names, key=lambda name: -len(self.ids[name])):
             inner = {label for other in self.ids.values() if set(other) < set(self.ids[name]) for label in other}
             own = [label for label in self.ids[name] if label not in inner] or self.ids[name]
-            result[masks[self.names.index(name)] > 0] = own[0]
+            mask = torch.as_tensor(masks[self.names.index(name)]) > 0
+            result = torch.zeros_like(mask, dtype=torch.uint8) if result is None else result
+            result[mask] = own[0]
         return result

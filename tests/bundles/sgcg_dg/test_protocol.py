@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from common.data import make_cleanup
-from sgcg_dg.protocol import Protocol, batch_norm, mean_masks, predict, published_slices, to_masks, together
+from sgcg_dg.protocol import Protocol, RegionMasks, batch_norm, mean_masks, predict, published_slices, together
 from sgcg_dg.regions import Regions
 
 CPU = torch.device("cpu")
@@ -110,6 +110,10 @@ def test_slices_of_a_scan_go_in_nearly_equal_chunks(network, depth, sizes):
 
 def case_of(*size, label=None):
     return {"label": torch.zeros(size, dtype=torch.uint8) if label is None else label}
+
+
+def to_masks(*arguments):
+    return np.stack(RegionMasks(*arguments))
 
 
 def test_thresholds():
