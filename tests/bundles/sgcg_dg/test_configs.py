@@ -15,6 +15,7 @@ ROWS = [(name, group, row)
                                    "tau 100 lambda 1", "classes balanced", "classes balanced lambda 2", "deepest map",
                                    "logits"]}),
             ("compare_volume", {"variants": ["SgCG", "SgCG diagonal", "RAM-DSIR", "ERM"]}),
+            ("compare_pretrained", {"variants": ["SgCG", "RAM-DSIR", "ERM"]}),
         )
         for group, rows in groups.items() for row in rows]  # fmt: skip
 # of the rows above: what is not as in train.json
@@ -79,14 +80,16 @@ def test_every_row_of_a_comparison_is_what_it_says(bundle, tmp_path, sample_data
     table = bundle.read(name)
     setting = dict(table[group][row])
     overlays = [overlay.removesuffix(".json") for overlay in [setting.pop("config", None)] if overlay]
-    assert (overlays == ["volume"]) == (name == "compare_volume")
-    data = scans if overlays else sample_data
+    assert overlays == {"compare_volume": ["volume"], "compare_pretrained": ["pretrained"]}.get(name, [])
+    data = scans if overlays == ["volume"] else sample_data
     parser = bundle.build(tmp_path, data, overlays, **table["overrides"] | bundle.sizes | setting)
     changes = CHANGES.get(row, {})
     if row.startswith("tau"):
         _, tau, _, weight = row.split()
         changes = {"temperature": float(tau), "weight": float(weight)}
     expected = DEFAULT | changes
+    if overlays == ["pretrained"]:  # trained weights move by small steps; the penultimate map is `width` wide
+        expected |= {"encoder": 0.0003, "features": 4, "start": 30}
     found = found_in(parser)
     assert found == {key: expected[key] for key in found} and ("memory" in found) == (expected["contrast"] is not None)
     terms = step_of(parser)
@@ -96,7 +99,7 @@ def test_every_row_of_a_comparison_is_what_it_says(bundle, tmp_path, sample_data
 
 
 def test_the_rows_above_are_all_there_are(bundle):
-    tables = {name: bundle.read(name) for name in ("compare", "compare_volume")}
+    tables = {name: bundle.read(name) for name in ("compare", "compare_volume", "compare_pretrained")}
     rows = [(name, group, row) for name, table in tables.items() for group in ("variants", "rivals", "sweep")
             for row in table.get(group, {})]  # fmt: skip
     assert rows == ROWS
@@ -137,10 +140,11 @@ def unknown(key, config):
 
 def test_overlays_and_rows_name_only_keys_of_train_json(bundle):
     train = bundle.read("train")
-    keys = {key for overlay in ("paper", "paper_compat", "volume") for key in bundle.read(overlay)} - {"comment"}
+    overlays = ("paper", "paper_compat", "volume", "pretrained")
+    keys = {key for overlay in overlays for key in bundle.read(overlay)} - {"comment"}
     keys |= bundle.read("evaluate").keys() - {"trained"}
     keys |= bundle.read("multi_gpu_train").keys() - {"is_rank0", "sync"}
-    for name in ("compare", "compare_volume"):
+    for name in ("compare", "compare_volume", "compare_pretrained"):
         table = bundle.read(name)
         rows = [table[group][row] for file, group, row in ROWS if file == name]
         keys |= {key for setting in (table["overrides"], table["grid"], *rows) for key in setting} - {"config"}
