@@ -13,6 +13,7 @@ from .readable_errors import root_cause
 from .seed import SeedEachEpoch
 from .start import start
 from .tensorboard import TensorBoard
+from .unwrap import wrap
 from .weights import WeightsLoader, load_model
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "save_atomic",
     "start",
     "use_bfloat16",
+    "wrap",
     "write_model_record",
 ]
