@@ -92,7 +92,7 @@ class Adaptation:
         network.train()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):  # a few slices of one scan are no population
-                module.eval()
+                module.eval().requires_grad_(False)
         optimizer, scheduler = self._optimizer(network, prototypes)
         loss = DiceCELoss(softmax=True, to_onehot_y=True, batch=True)
         rng, views = np.random.default_rng(self.seed), augmentation(images.shape[2:])
