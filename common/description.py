@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -109,15 +110,23 @@ def rebuild(description: Mapping[str, Any], **changes: Any) -> Any:
             f"{type(error).__name__}: {error}; correct the override of it, or copy the file from its folder again."
         ) from None
     if isinstance(thing, nn.Module):
-        thing.register_load_state_dict_post_hook(_refuse_not_finite)
+        thing.register_load_state_dict_post_hook(lambda module, _: refuse_not_finite(module.state_dict(), name))
     return thing
 
 
-def _refuse_not_finite(module: nn.Module, _: Any) -> None:
-    bad = [key for key, value in module.state_dict().items() if not bool(torch.isfinite(value).all())]
+def refuse_not_finite(state: Mapping[str, torch.Tensor], name: str | PathLike) -> None:
+    """One such weight makes all logits NaN, of which the largest is that of the background: an empty map.
+
+    Args:
+        name: of the network or its file, for the error.
+
+    Raises:
+        ValueError: some weights are NaN or infinite.
+    """
+    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise ValueError(
-            f"{type(module).__name__}: expected finite weights, found NaN or Inf in {len(bad)} tensors, such as "
+            f"{name}: expected finite weights, found NaN or Inf in {len(bad)} of {len(state)} tensors, such as "
             f"{bad[0]}; use the model of another training, or train again with a lower learning_rate."
         )
 

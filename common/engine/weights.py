@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
+
+from common.description import refuse_not_finite
 
 from .checkpoint import load_checkpoint
 from .model_record import ModelRecord, read_model, say_differences
@@ -50,22 +51,12 @@ def load_model(network: nn.Module, model_file: str | Path, model: Mapping[str, A
             f"network ({len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[0]}); {cause}. "
             "Leave out the overrides of the network, or copy model.pt and model.json of one training."
         )
-    _refuse_not_finite(state, model_file)
+    refuse_not_finite(state, model_file)
     network.load_state_dict(state)
     logger.info("weights from %s", model_file)
     if changed:
         logger.warning("not as in %s: %s", record.file, changed)
     return record
-
-
-def _refuse_not_finite(state: Mapping[str, torch.Tensor], model_file: str | Path) -> None:
-    """One such weight makes all logits NaN, of which the largest is that of the background: an empty map."""
-    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise ValueError(
-            f"{model_file}: expected finite weights, found NaN or Inf in {len(bad)} of {len(state)} tensors, such as "
-            f"{bad[0]}; use the model of another training, or train again with a lower learning_rate."
-        )
 
 
 class WeightsLoader:

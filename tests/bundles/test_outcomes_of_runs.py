@@ -101,7 +101,7 @@ def test_weights_that_are_not_finite_are_not_exported(doors, six_scans, tmp_path
     models = doors.save_model(tmp_path / "models", six_scans)
     NAN(models)
     support = {"support_dir": str(six_scans), "adaptation::steps": 1} if doors.name == "apscl_fewshot" else {}
-    with pytest.raises(ValueError, match=r"expected finite weights, found NaN or Inf in \d+ tensors, such as .*; use"):
+    with pytest.raises(ValueError, match=r"expected finite weights, found NaN or Inf in .* tensors, such as .*; use"):
         ckpt_export("network_def", str(tmp_path / "model.ts"), str(models / "model.pt"), doors.config("metadata")[0],
                     doors.config("inference"), ckpt_dir=str(models), **support)  # fmt: skip
     assert not (tmp_path / "model.ts").exists()

@@ -21,6 +21,7 @@ from monai.transforms import (
 from torch import nn
 from tqdm import tqdm
 
+from common.data import DataError
 from common.data.draws import drawing, plain
 
 from .decoders import shrink_mask
@@ -51,9 +52,7 @@ class Adaptation:
         seed: of the draws: the same scans give the same network.
     """
 
-    def __init__(
-        self, steps: int = 100, batch_size: int = 4, learning_rate: float = 1e-3, seed: int = 0
-    ) -> None:
+    def __init__(self, steps: int = 100, batch_size: int = 4, learning_rate: float = 1e-3, seed: int = 0) -> None:
         if steps < 0 or batch_size < 1:
             raise ValueError(f"expected steps from 0 and a batch_size from 1 on, found {steps} and {batch_size}.")
         self.steps, self.batch_size, self.learning_rate, self.seed = steps, batch_size, learning_rate, seed
@@ -72,7 +71,7 @@ class Adaptation:
             a position prior. They are what :meth:`.FewShotNetwork.classify` takes.
 
         Raises:
-            DataError: a scan does not show a class.
+            DataError: a scan does not show a class, or all scans lose it at the network's size.
             FloatingPointError: the loss is not finite.
         """
         shown_in(scans, labels)
@@ -151,7 +150,11 @@ def augmentation(size: Sequence[int]) -> Compose:
 
 
 def annotated_slices(scans: Sequence[dict[str, Any]], labels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All slices ``(D, C, H, W)`` of the scans at the network's size, and their classes ``(D, H, W)``, 0 to N."""
+    """All slices ``(D, C, H, W)`` of the scans at the network's size, and their classes ``(D, H, W)``, 0 to N.
+
+    Raises:
+        DataError: a class is so small that none of it is left at that size.
+    """
     images = torch.cat([scan["image"] for scan in scans])
     masks = []
     for scan in scans:
@@ -159,7 +162,14 @@ def annotated_slices(scans: Sequence[dict[str, Any]], labels: Sequence[int]) -> 
         for number, label in enumerate(labels, 1):
             mask[scan["label"] == label] = number
         masks.append(F.interpolate(mask[:, None], size=images.shape[2:], mode="nearest-exact")[:, 0])
-    return images, torch.cat(masks)
+    masks = torch.cat(masks)
+    lost = [str(label) for number, label in enumerate(labels, 1) if not (masks == number).any()]
+    if lost:
+        height, width = images.shape[2:]
+        raise DataError(f"the support: expected each label to be seen in slices of {height} x {width}, found none left "
+                        f"of label {', '.join(lost)}; use a model of a larger image_size, or leave the class out of "
+                        "`structures`.")  # fmt: skip
+    return images, masks
 
 
 def imprint(

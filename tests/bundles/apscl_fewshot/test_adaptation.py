@@ -9,6 +9,7 @@ import torch
 from apscl_fewshot.adaptation import Adaptation, annotated_slices, augmentation, imprint
 from apscl_fewshot.evaluator import FewShotEvaluator
 from apscl_fewshot.protocol import predict_adapted
+from common.data import DataError
 
 
 def test_slices_and_classes_are_those_of_the_scans(make_scan):
@@ -19,6 +20,16 @@ def test_slices_and_classes_are_those_of_the_scans(make_scan):
     assert torch.equal(masks[9:] == 1, scans[1]["label"] == 3)  # the network's own size: nothing is resized
     shown = [sorted({int(value) for value in mask.unique()} - {0}) for mask in masks[:9]]
     assert shown == [[], [2], [2], [1, 2], [1, 2], [1, 2], [2], [2], []]  # organ 1 in slices 1..7, organ 3 in 3..5
+
+
+def test_a_class_that_is_lost_at_the_size_of_the_network_is_refused(network, make_scan):
+    """A pixel of 320 x 320 between those that are taken for 32 x 32."""
+    scan = make_scan(native=(320, 320))
+    scan["label"][4, 100, 100] = 7
+    with pytest.raises(DataError, match="in slices of 32 x 32, found none left of label 7; use a model of a larger"):
+        Adaptation(steps=1)(network, [scan], [1, 7])
+    scan["label"][4, 95:105, 95:105] = 7
+    assert (annotated_slices([scan], [1, 7])[1] == 2).sum() == 1
 
 
 def test_prototypes_begin_as_the_mean_features_of_each_class(network, make_scan):
