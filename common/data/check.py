@@ -281,16 +281,18 @@ def _check_finite(voxels: np.ndarray, case: str, file: str, findings: _Findings)
         found = f"{own} of {voxels.size} that are NaN or Inf" if own else f"{bad} of {voxels.size} beyond float32"
         findings.refuse(case, file, "finite voxels", found, "repair the image: numpy.nan_to_num gives each a value")
         return np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
+    named = False
     for value, count, low, high in fill_values(seen):
         gap = min(abs(value - low), abs(value - high)) / (high - low)
         text = f"{count} of {voxels.size} voxels of {value:.4g} beside values from {low:.4g} to {high:.4g}"
         if gap > FILL_REFUSED:
+            named = True
             findings.refuse(case, file, "intensities", f"{text}, which leave the network nothing to see",
                             f"a fill value: set these voxels to {low:.4g}")
         elif gap > FILL_DOUBTED:
             findings.doubt(case, file, "intensities", text, f"if it is a fill value, set these voxels to {low:.4g}")
     least, most = float(seen.min()), float(seen.max())
-    if max(-least, most) > LARGEST:
+    if max(-least, most) > LARGEST and not named:
         findings.refuse(case, file, f"intensities within {LARGEST:.0e} of zero, to be normalised in float32",
                         f"values from {least:.4g} to {most:.4g}",
                         "set what is no measurement to the least of the others, or divide the image by a constant")

@@ -82,8 +82,9 @@ def test_fill_values_are_named_with_the_remedy(tmp_path, fill, dtype, outcome):
         text = said(cases)
         assert outcome in text and bool(text) == bool(outcome)
     else:
-        with pytest.raises(DataError, match=outcome):
+        with pytest.raises(DataError, match=outcome) as refused:
             said(cases)
+        assert str(refused.value).startswith("1 problem ")  # a fault is told once
 
 
 @pytest.mark.parametrize("scale", [1e17, 1e25, -1e25])
